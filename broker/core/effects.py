@@ -1,0 +1,271 @@
+"""Everything the core asks of the world. The runtime performs effects in order; what can fail comes back as an event."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from vrambroker.broker.core.errors import BrokerError
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    CallId,
+    ConnectionId,
+    Domain,
+    FrameId,
+    Instant,
+    LeaseId,
+    OrderId,
+    SessionId,
+    SlotId,
+    TicketId,
+)
+
+
+class LeaseState(Enum):
+    """What people see of a lease, derived from its slots (DESIGN: "a frame's life, a lease's state")."""
+
+    RESIDENT = "resident"
+    IDLE = "idle"
+    LEAVING = "leaving"
+    ARRIVING = "arriving"
+    PARTIAL = "partial"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    session: SessionId
+    name: str
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """`claim` is 0 when the frames have arrived already."""
+
+    lease: LeaseId
+    claim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    leases: tuple[LeaseId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumedLease:
+    """`same_pages`: no frame of the lease has left since it was paused, so registrations still hold."""
+
+    lease: LeaseId
+    tag: str
+    same_pages: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    leases: tuple[ResumedLease, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The call has taken effect, and there is nothing more to say."""
+
+
+Outcome = Attached | Leased | Paused | Resumed | Done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    call: CallId
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    call: CallId
+    error: BrokerError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """A place in the arena; as long as the slot it belongs to."""
+
+    file: ArenaFileId
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantedSlot:
+    """A frame for a slot. `dirty`: it may hold another session's bytes. `restore`: where the slot's contents are parked."""
+
+    slot: SlotId
+    frame: FrameId
+    size_bytes: int
+    dirty: bool
+    restore: Extent | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendGrant:
+    """Lend these frames to the session's agent, which answers `Arrived`. The adapter cuts it into acknowledged batches."""
+
+    session: SessionId
+    lease: LeaseId
+    tag: str
+    contents: Contents
+    slots: tuple[GrantedSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecalledSlot:
+    """A slot to vacate; `park` is where its contents must be first, if they must be kept."""
+
+    slot: SlotId
+    park: Extent | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendRecall:
+    """Order the session's agent to vacate these slots, which it answers `Left`, in parts if it likes."""
+
+    session: SessionId
+    lease: LeaseId
+    slots: tuple[RecalledSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendPauseOrder:
+    """Ask the session's agent to close these tags' gates, which it answers `Quiet` or `Busy`."""
+
+    session: SessionId
+    order: OrderId
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendPauseCancelled:
+    """The pause order is void: open the gates that it closed."""
+
+    session: SessionId
+    order: OrderId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendLeaseState:
+    """Tell the owner that its lease is now paused, or resident and open for use."""
+
+    session: SessionId
+    lease: LeaseId
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendDraining:
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseConnection:
+    """Another connection has taken its place, or its session is over."""
+
+    connection: ConnectionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchFence:
+    """Close these frames of an ended process and report `FencePassed` once nobody can reach them."""
+
+    session: SessionId
+    frames: tuple[FrameId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateFrame:
+    frame: FrameId
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestroyFrame:
+    frame: FrameId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateArenaFile:
+    """Make a file of the arena and touch every page of it, ahead of need."""
+
+    file: ArenaFileId
+    domain: Domain
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestroyArenaFile:
+    file: ArenaFileId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PunchExtent:
+    """Wipe what a dead client left, before anybody else gets the place."""
+
+    extent: Extent
+
+
+class Kind(Enum):
+    """What a line of the event stream is about."""
+
+    SESSION_ATTACHED = "session_attached"
+    SESSION_ENDED = "session_ended"
+    FENCE_PASSED = "fence_passed"
+    LEASE_CHANGED = "lease_changed"
+    TICKET_QUEUED = "ticket_queued"
+    TICKET_ADMITTED = "ticket_admitted"
+    TICKET_REFUSED = "ticket_refused"
+    TICKET_DONE = "ticket_done"
+    RECALLED = "recalled"
+    DEVICE_CHANGED = "device_changed"
+    MARKED = "marked"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """One line for whoever watches; the fields that don't apply are empty.
+
+    LEASE_CHANGED tells the lease's whole residency after the change; DEVICE_CHANGED the device's and the arena's totals.
+    """
+
+    kind: Kind
+    at: Instant
+    why: str
+    session: str = ""
+    tag: str = ""
+    lease: LeaseId = LeaseId(0)
+    ticket: TicketId = TicketId(0)
+    state: LeaseState | None = None
+    device_bytes: int = 0
+    host_bytes: int = 0
+    lent_bytes: int = 0
+    free_bytes: int = 0
+    held_bytes: int = 0
+    holders: tuple[str, ...] = field(default_factory=tuple[str, ...])
+
+
+Effect = (
+    Reply
+    | Refuse
+    | SendGrant
+    | SendRecall
+    | SendPauseOrder
+    | SendPauseCancelled
+    | SendLeaseState
+    | SendDraining
+    | CloseConnection
+    | WatchFence
+    | CreateFrame
+    | DestroyFrame
+    | CreateArenaFile
+    | DestroyArenaFile
+    | PunchExtent
+    | Publish
+)

@@ -1,0 +1,327 @@
+"""Everything that can happen to the broker, as the core hears of it: calls, reports and outcomes.
+
+Calls come from a person or a program and are answered (`Reply` or `Refuse`, exactly one for each `CallId`).
+Reports come from a client's agent and are not. Outcomes close what an effect began.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    CallId,
+    ConnectionId,
+    Domain,
+    FrameId,
+    Instant,
+    LeaseId,
+    OrderId,
+    RequestId,
+    SessionId,
+    SlotId,
+)
+
+
+class Contents(Enum):
+    """What contents are worth across a pause."""
+
+    KEEP = "keep"
+    DROP = "drop"
+    ZERO = "zero"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A process, as the kernel vouches for it (`SO_PEERCRED`); pid as the daemon sees it."""
+
+    pid: int
+    uid: int
+    gid: int
+    domain: Domain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asks, under which request id, and where the answer goes.
+
+    `actor` is the process that asks, which may be an operator without a session of its own.
+    """
+
+    call: CallId
+    actor: Peer
+    request: RequestId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """Make a session of the caller's process, over this connection.
+
+    `token` was drawn by the adapter. Answered `Attached`; the name given may differ from the one asked for, if that is taken.
+    """
+
+    call: Call
+    name: str
+    token: bytes
+    connection: ConnectionId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reattach:
+    """The session's process is there again, over a new connection; what it has not acknowledged is sent anew."""
+
+    call: Call
+    session: SessionId
+    connection: ConnectionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLost:
+    """The connection closed. The session stays; it is over when its process is."""
+
+    session: SessionId
+    connection: ConnectionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detach:
+    """The process says goodbye: its leases are returned, its session ends unfenced. Answered `Done`."""
+
+    call: Call
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessEnded:
+    """The session's pidfd fired."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FencePassed:
+    """Nobody can reach these frames of an ended process any more, and the adapter has closed them."""
+
+    session: SessionId
+    frames: tuple[FrameId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Lend `size_bytes` more under this tag and policy; opens the lease if there is none yet.
+
+    With `claimed`, the grant is sent to the session's connection at once, and the answer, `Leased`, comes when the frames
+    have arrived there. Without, the answer comes first and carries a claim, to be presented by `Claim`.
+    Waits only for what idle leases and leases on their way out can cover, and no longer than `deadline`.
+    """
+
+    call: Call
+    session: SessionId
+    tag: str
+    contents: Contents
+    size_bytes: int
+    claimed: bool
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Send the grant that an unclaimed `Lease` left waiting; answered `Leased` when it has arrived."""
+
+    call: Call
+    session: SessionId
+    claim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Return:
+    """Give these slots back (all of the lease and the lease itself, if none are named). Legal in every state.
+
+    The client maps none of them any more. Answered `Done`.
+    """
+
+    call: Call
+    session: SessionId
+    lease: LeaseId
+    slots: tuple[SlotId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Pause every lease of these tags; with `release`, answer when their frames have left.
+
+    `quiet` means that the owner itself asks and has seen to it that nobody uses the memory. Otherwise the session's
+    agent is asked to close the tags' gates first, and `deadline` bounds the wait for that. Answered `Paused`.
+    """
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+    release: bool
+    quiet: bool
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Bring every lease of these tags back, all or none. Answered `Resumed`.
+
+    With `wait` false it waits only for what is certain; `deadline` still bounds that.
+    """
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+    wait: bool
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Write a stage's name into the event stream, for the timeline. Answered `Done`."""
+
+    call: Call
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallAbandoned:
+    """Nobody waits for this answer any more. A call still queued is withdrawn; one under way goes on."""
+
+    call: CallId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Refuse new work from now on and tell the sessions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineReached:
+    """The instant that `next_deadline` named has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """These slots are mapped and hold what they should; or, with `failure`, none of them is mapped."""
+
+    session: SessionId
+    lease: LeaseId
+    slots: tuple[SlotId, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """These slots are parked if so ordered, unmapped, and out of the client's reach; or, with `failure`, still mapped."""
+
+    session: SessionId
+    lease: LeaseId
+    slots: tuple[SlotId, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiet:
+    """The gates named in the order are closed and nobody is inside."""
+
+    session: SessionId
+    order: OrderId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """The gates named in the order can't be closed: the tag has no scopes. They are open."""
+
+    session: SessionId
+    order: OrderId
+    tag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillBusy:
+    """A report, no answer: this scope keeps the order waiting. Named in the error if the deadline comes first."""
+
+    session: SessionId
+    order: OrderId
+    tag: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameCreated:
+    frame: FrameId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameCreateFailed:
+    """The driver refused; nothing was created."""
+
+    frame: FrameId
+    driver_call: str
+    driver_result: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameDestroyed:
+    frame: FrameId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaFileReady:
+    """The file exists and every page of it is in memory and reads as zero."""
+
+    file: ArenaFileId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaFileFailed:
+    """There is no such file; whatever was populated has gone back."""
+
+    file: ArenaFileId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaFileDestroyed:
+    """Every client has let go of the file and its memory has gone back."""
+
+    file: ArenaFileId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtentPunched:
+    """The extent reads as zero and is populated anew."""
+
+    file: ArenaFileId
+    offset_bytes: int
+
+
+Event = (
+    Attach
+    | Reattach
+    | ConnectionLost
+    | Detach
+    | ProcessEnded
+    | FencePassed
+    | Lease
+    | Claim
+    | Return
+    | Pause
+    | Resume
+    | Mark
+    | CallAbandoned
+    | Drain
+    | DeadlineReached
+    | Arrived
+    | Left
+    | Quiet
+    | Busy
+    | StillBusy
+    | FrameCreated
+    | FrameCreateFailed
+    | FrameDestroyed
+    | ArenaFileReady
+    | ArenaFileFailed
+    | ArenaFileDestroyed
+    | ExtentPunched
+)

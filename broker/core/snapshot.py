@@ -1,0 +1,120 @@
+"""All that the broker knows, as plain frozen values: what `status` shows, what is written down when an invariant breaks,
+and what a later daemon can rebuild itself from, together with the fds.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from vrambroker.broker.core.effects import Extent, LeaseState
+from vrambroker.broker.core.errors import Holder
+from vrambroker.broker.core.events import Contents, Peer
+from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
+
+
+class SlotState(Enum):
+    """Where the frame of a slot is in its life; the table of what may follow what is in `core/slot.py`."""
+
+    EMPTY = "empty"
+    GRANTED = "granted"
+    MAPPED = "mapped"
+    LEAVING = "leaving"
+    PARKED = "parked"
+    DROPPED = "dropped"
+
+
+class FramePlace(Enum):
+    """Where a frame is, seen from the ledger."""
+
+    CREATING = "creating"
+    POOLED = "pooled"
+    HELD = "held"
+    LENT = "lent"
+    FENCED = "fenced"
+    DESTROYING = "destroying"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameView:
+    frame: FrameId
+    size_bytes: int
+    domain: Domain | None
+    place: FramePlace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotView:
+    slot: SlotId
+    size_bytes: int
+    state: SlotState
+    frame: FrameId | None
+    extent: Extent | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView:
+    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: arena extents that hold its contents or are set aside."""
+
+    lease: LeaseId
+    tag: str
+    contents: Contents
+    state: LeaseState
+    paused: bool
+    since: Instant
+    device_bytes: int
+    host_bytes: int
+    slots: tuple[SlotView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionView:
+    session: SessionId
+    name: str
+    peer: Peer
+    token: bytes
+    ended: bool
+    connected: bool
+    leases: tuple[LeaseView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketView:
+    """`waits_for`: who could give what is missing."""
+
+    ticket: TicketId
+    session: str
+    tags: tuple[str, ...]
+    size_bytes: int
+    in_hand_bytes: int
+    promised_bytes: int
+    admitted: bool
+    since: Instant
+    deadline: Instant
+    waits_for: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaFileView:
+    file: ArenaFileId
+    domain: Domain
+    size_bytes: int
+    used_bytes: int
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """lent + held + free = capacity. `held_bytes` counts holds, fenced frames and frames being made or destroyed."""
+
+    capacity_bytes: int
+    lent_bytes: int
+    held_bytes: int
+    free_bytes: int
+    peak_lent_bytes: int
+    host_budget_bytes: int
+    host_used_bytes: int
+    draining: bool
+    next_id: int
+    frames: tuple[FrameView, ...]
+    sessions: tuple[SessionView, ...]
+    queue: tuple[TicketView, ...]
+    arena: tuple[ArenaFileView, ...]

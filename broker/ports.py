@@ -1,0 +1,117 @@
+"""What the runtime needs of the world, as Protocols. Adapters implement them; `daemon.py` chooses which.
+
+Every method is called on the runtime's loop. What takes long is done on threads of the adapter's own, and its outcome is
+delivered through `Deliver`, which may be called from any thread.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from vrambroker.broker.core.effects import Extent, Outcome, Publish, SendGrant, SendRecall
+from vrambroker.broker.core.errors import BrokerError
+from vrambroker.broker.core.events import Event
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    CallId,
+    ConnectionId,
+    Domain,
+    FrameId,
+    Instant,
+    OrderId,
+    SessionId,
+)
+
+Deliver = Callable[[Event], None]
+
+
+class Clock(Protocol):
+    def now(self) -> Instant:
+        """Return the monotonic time in nanoseconds."""
+        ...
+
+
+class Frames(Protocol):
+    """Physical memory of the device, as fds. The adapter owns every fd; `fd_of` lends one for the time of a send."""
+
+    def sizes_bytes(self) -> tuple[int, ...]:
+        """Return the frame sizes that this device is served in, ascending; each divides the next."""
+        ...
+
+    def device_bytes(self) -> int:
+        """Return what the device has in all."""
+        ...
+
+    def foreign_bytes(self) -> int:
+        """Return what is in use on the device and is not a frame of ours."""
+        ...
+
+    def create(self, frame: FrameId, size_bytes: int) -> None:
+        """Begin to create a frame that reads as zero; delivers `FrameCreated` or `FrameCreateFailed`."""
+        ...
+
+    def destroy(self, frame: FrameId) -> None:
+        """Close a frame that nobody maps; delivers `FrameDestroyed` when its memory has gone back."""
+        ...
+
+    def fence(self, session: SessionId, frames: tuple[FrameId, ...]) -> None:
+        """Close frames of an ended process; delivers `FencePassed` once no process can reach them any more."""
+        ...
+
+    def fd_of(self, frame: FrameId) -> int:
+        """Return the frame's fd. Ownership: stays with the adapter; the caller must not close it."""
+        ...
+
+    def close(self) -> None:
+        """Close every fd and end every thread."""
+        ...
+
+
+class Arena(Protocol):
+    """Host memory for parked contents: sealed memfds whose pages only the daemon touches."""
+
+    def create(self, file: ArenaFileId, domain: Domain, size_bytes: int) -> None:
+        """Begin to make and populate a file; delivers `ArenaFileReady` or `ArenaFileFailed`."""
+        ...
+
+    def destroy(self, file: ArenaFileId) -> None:
+        """Close a file that every client has let go of; its memory goes back."""
+        ...
+
+    def punch(self, extent: Extent) -> None:
+        """Wipe and repopulate an extent; delivers `ExtentPunched`."""
+        ...
+
+    def fd_of(self, file: ArenaFileId) -> int:
+        """Return the file's fd. Ownership: stays with the adapter."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Peers(Protocol):
+    """The handle socket's side of the sessions: what is sent to agents. Nothing here blocks or fails upwards."""
+
+    def grant(self, order: SendGrant) -> None: ...
+    def recall(self, order: SendRecall) -> None: ...
+    def pause_order(self, session: SessionId, order: OrderId, tags: tuple[str, ...]) -> None: ...
+    def pause_cancelled(self, session: SessionId, order: OrderId) -> None: ...
+    def lease_state(self, session: SessionId, lease: int, paused: bool) -> None: ...
+    def draining(self, session: SessionId) -> None: ...
+    def forget_arena(self, file: ArenaFileId) -> None:
+        """Have every client let go of the file, then destroy it; delivers `ArenaFileDestroyed`."""
+        ...
+
+    def close_connection(self, connection: ConnectionId) -> None: ...
+
+
+class Answers(Protocol):
+    """Where answers to calls go, by `CallId`; an unknown call (its connection closed) is no error."""
+
+    def reply(self, call: CallId, outcome: Outcome) -> None: ...
+    def refuse(self, call: CallId, error: BrokerError) -> None: ...
+
+
+class Observer(Protocol):
+    """Somebody who watches: the history, a `Watch` stream, a metric."""
+
+    def published(self, line: Publish) -> None: ...
