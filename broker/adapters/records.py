@@ -1,0 +1,464 @@
+"""The records of the handle plane, as `proto/HANDLES.md` lays them out: frozen dataclasses to bytes and back.
+
+A record's layout is the list of its fields with their wire types, so that this file reads like the page. Decoding is
+strict: whatever is short, long, unknown or left over raises `BadRecord`, and the connection is closed.
+"""
+
+import struct
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+PROTOCOL = 1
+PACKET_BYTES_MAX = 32_768
+FDS_PER_PACKET_MAX = 16
+HEADER = struct.Struct("<HHI")
+
+ROLE_WORKER = 1
+ROLE_OPERATOR = 2
+SLOT_DIRTY = 1
+SLOT_RESTORE = 2
+SLOT_PARK = 1
+
+
+class BadRecord(Exception):
+    """The packet is not a record of this protocol; nothing was taken from it."""
+
+
+class _Reader:
+    """Cuts fields off the front of a packet."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data = data
+        self._at = offset
+
+    def take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            raise BadRecord("the packet is too short for its fields")
+        cut = self._data[self._at : end]
+        self._at = end
+        return cut
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def finished(self) -> bool:
+        return self._at == len(self._data)
+
+
+_NUMBERS = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
+
+
+def _put(kind: str, value: Any, out: bytearray) -> None:
+    if kind in _NUMBERS:
+        out += int(value).to_bytes(_NUMBERS[kind], "little")
+    elif kind == "token":
+        if len(value) != 16:
+            raise ValueError("a token has 16 bytes")
+        out += value
+    elif kind in ("str", "bytes"):
+        raw = value.encode() if kind == "str" else value
+        out += len(raw).to_bytes(2, "little") + raw
+    else:
+        raise ValueError(f"no wire type {kind}")
+
+
+def _get(kind: str, reader: _Reader) -> Any:
+    if kind in _NUMBERS:
+        return reader.number(_NUMBERS[kind])
+    if kind == "token":
+        return reader.take(16)
+    raw = reader.take(reader.number(2))
+    if kind == "bytes":
+        return raw
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord("a string is not UTF-8") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantSlot:
+    slot: int
+    size_bytes: int
+    flags: int
+    file: int
+    offset_bytes: int
+
+    LAYOUT: ClassVar = (("slot", "u64"), ("size_bytes", "u64"), ("flags", "u8"), ("file", "u64"), ("offset_bytes", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallSlot:
+    slot: int
+    flags: int
+    file: int
+    offset_bytes: int
+
+    LAYOUT: ClassVar = (("slot", "u64"), ("flags", "u8"), ("file", "u64"), ("offset_bytes", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoneLease:
+    lease: int
+    same_pages: int
+    tag: str
+
+    LAYOUT: ClassVar = (("lease", "u64"), ("same_pages", "u8"), ("tag", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The base of all records; `TYPE` is the number on the wire, `LAYOUT` the fields in order."""
+
+    TYPE: ClassVar[int] = 0
+    LAYOUT: ClassVar[tuple[tuple[str, Any], ...]] = ()
+
+
+def _list_of(entry: Any) -> tuple[str, Any]:
+    return ("list", entry)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello(Record):
+    protocol: int
+    role: int
+    token: bytes
+    name: str
+    version: str
+
+    TYPE: ClassVar = 1
+    LAYOUT: ClassVar = (("protocol", "u16"), ("role", "u8"), ("token", "token"), ("name", "str"), ("version", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease(Record):
+    request: int
+    contents: int
+    size_bytes: int
+    timeout_ms: int
+    tag: str
+
+    TYPE: ClassVar = 2
+    LAYOUT: ClassVar = (
+        ("request", "u64"),
+        ("contents", "u8"),
+        ("size_bytes", "u64"),
+        ("timeout_ms", "u32"),
+        ("tag", "str"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Return(Record):
+    request: int
+    lease: int
+    slots: tuple[int, ...]
+
+    TYPE: ClassVar = 3
+    LAYOUT: ClassVar = (("request", "u64"), ("lease", "u64"), ("slots", _list_of("u64")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause(Record):
+    request: int
+    release: int
+    timeout_ms: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar = 4
+    LAYOUT: ClassVar = (("request", "u64"), ("release", "u8"), ("timeout_ms", "u32"), ("tags", _list_of("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume(Record):
+    request: int
+    timeout_ms: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar = 5
+    LAYOUT: ClassVar = (("request", "u64"), ("timeout_ms", "u32"), ("tags", _list_of("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim(Record):
+    request: int
+    claim: int
+
+    TYPE: ClassVar = 6
+    LAYOUT: ClassVar = (("request", "u64"), ("claim", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bye(Record):
+    request: int
+
+    TYPE: ClassVar = 7
+    LAYOUT: ClassVar = (("request", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken(Record):
+    batch: int
+
+    TYPE: ClassVar = 16
+    LAYOUT: ClassVar = (("batch", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived(Record):
+    lease: int
+    slots: tuple[int, ...]
+    failure: str
+
+    TYPE: ClassVar = 17
+    LAYOUT: ClassVar = (("lease", "u64"), ("slots", _list_of("u64")), ("failure", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left(Record):
+    lease: int
+    slots: tuple[int, ...]
+    failure: str
+
+    TYPE: ClassVar = 18
+    LAYOUT: ClassVar = (("lease", "u64"), ("slots", _list_of("u64")), ("failure", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiet(Record):
+    order: int
+
+    TYPE: ClassVar = 19
+    LAYOUT: ClassVar = (("order", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy(Record):
+    order: int
+    final: int
+    tag: str
+    scope: str
+
+    TYPE: ClassVar = 20
+    LAYOUT: ClassVar = (("order", "u64"), ("final", "u8"), ("tag", "str"), ("scope", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome(Record):
+    protocol: int
+    session: int
+    token: bytes
+    capacity_bytes: int
+    frame_sizes_bytes: tuple[int, ...]
+    name: str
+    device: str
+    version: str
+
+    TYPE: ClassVar = 64
+    LAYOUT: ClassVar = (
+        ("protocol", "u16"),
+        ("session", "u64"),
+        ("token", "token"),
+        ("capacity_bytes", "u64"),
+        ("frame_sizes_bytes", _list_of("u64")),
+        ("name", "str"),
+        ("device", "str"),
+        ("version", "str"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant(Record):
+    batch: int
+    lease: int
+    contents: int
+    tag: str
+    slots: tuple[GrantSlot, ...]
+
+    TYPE: ClassVar = 65
+    LAYOUT: ClassVar = (
+        ("batch", "u64"),
+        ("lease", "u64"),
+        ("contents", "u8"),
+        ("tag", "str"),
+        ("slots", _list_of(GrantSlot)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaFile(Record):
+    batch: int
+    file: int
+    size_bytes: int
+
+    TYPE: ClassVar = 66
+    LAYOUT: ClassVar = (("batch", "u64"), ("file", "u64"), ("size_bytes", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaGone(Record):
+    batch: int
+    file: int
+
+    TYPE: ClassVar = 67
+    LAYOUT: ClassVar = (("batch", "u64"), ("file", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall(Record):
+    lease: int
+    slots: tuple[RecallSlot, ...]
+
+    TYPE: ClassVar = 68
+    LAYOUT: ClassVar = (("lease", "u64"), ("slots", _list_of(RecallSlot)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseOrder(Record):
+    order: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar = 69
+    LAYOUT: ClassVar = (("order", "u64"), ("tags", _list_of("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseCancelled(Record):
+    order: int
+
+    TYPE: ClassVar = 70
+    LAYOUT: ClassVar = (("order", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseState(Record):
+    lease: int
+    paused: int
+
+    TYPE: ClassVar = 71
+    LAYOUT: ClassVar = (("lease", "u64"), ("paused", "u8"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draining(Record):
+    TYPE: ClassVar = 72
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Record):
+    request: int
+    lease: int = 0
+    claim: int = 0
+    leases: tuple[DoneLease, ...] = field(default_factory=tuple[DoneLease, ...])
+
+    TYPE: ClassVar = 80
+    LAYOUT: ClassVar = (("request", "u64"), ("lease", "u64"), ("claim", "u64"), ("leases", _list_of(DoneLease)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error(Record):
+    request: int
+    error: str
+    message: str
+    detail: bytes
+
+    TYPE: ClassVar = 81
+    LAYOUT: ClassVar = (("request", "u64"), ("error", "str"), ("message", "str"), ("detail", "bytes"))
+
+
+FROM_CLIENT: tuple[type[Record], ...] = (
+    Hello,
+    Lease,
+    Return,
+    Pause,
+    Resume,
+    Claim,
+    Bye,
+    Taken,
+    Arrived,
+    Left,
+    Quiet,
+    Busy,
+)
+FROM_DAEMON: tuple[type[Record], ...] = (
+    Welcome,
+    Grant,
+    ArenaFile,
+    ArenaGone,
+    Recall,
+    PauseOrder,
+    PauseCancelled,
+    LeaseState,
+    Draining,
+    Done,
+    Error,
+)
+_BY_TYPE = {record.TYPE: record for record in FROM_CLIENT + FROM_DAEMON}
+
+
+def _put_fields(layout: tuple[tuple[str, Any], ...], value: Any, out: bytearray) -> None:
+    for name, kind in layout:
+        item = getattr(value, name)
+        if not isinstance(kind, tuple):
+            _put(kind, item, out)
+            continue
+        out += len(item).to_bytes(2, "little")
+        for entry in item:
+            if isinstance(kind[1], str):
+                _put(kind[1], entry, out)
+            else:
+                _put_fields(kind[1].LAYOUT, entry, out)
+
+
+def _get_fields(layout: tuple[tuple[str, Any], ...], reader: _Reader) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, kind in layout:
+        if not isinstance(kind, tuple):
+            values[name] = _get(kind, reader)
+            continue
+        entry = kind[1]
+        count = reader.number(2)
+        if isinstance(entry, str):
+            values[name] = tuple(_get(entry, reader) for _ in range(count))
+        else:
+            values[name] = tuple(entry(**_get_fields(entry.LAYOUT, reader)) for _ in range(count))
+    return values
+
+
+def encode(record: Record, fds: int = 0) -> bytes:
+    """Return the packet for a record that travels with this many fds.
+
+    Raises ValueError if the packet would be longer than `PACKET_BYTES_MAX`.
+    """
+    body = bytearray()
+    _put_fields(record.LAYOUT, record, body)
+    size = HEADER.size + len(body)
+    if size > PACKET_BYTES_MAX:
+        raise ValueError(f"{type(record).__name__} of {size} bytes: longer than a packet may be")
+    return HEADER.pack(record.TYPE, fds, size) + bytes(body)
+
+
+def decode(packet: bytes, fds: int, accept: tuple[type[Record], ...]) -> Record:
+    """Return the record in a packet that came with this many fds.
+
+    `accept`: the records that this side may receive. Raises `BadRecord`; ownership of the fds stays with the caller.
+    """
+    if len(packet) < HEADER.size or len(packet) > PACKET_BYTES_MAX:
+        raise BadRecord("the packet has no valid header")
+    number, fds_told, size = HEADER.unpack_from(packet)
+    record = _BY_TYPE.get(number)
+    if record is None or record not in accept:
+        raise BadRecord(f"no record of type {number} is expected here")
+    if size != len(packet) or fds_told != fds or fds > FDS_PER_PACKET_MAX:
+        raise BadRecord("the header does not fit the packet")
+    reader = _Reader(packet, HEADER.size)
+    values = _get_fields(record.LAYOUT, reader)
+    if not reader.finished():
+        raise BadRecord("the packet is longer than its fields")
+    return record(**values)
+
+
+def field_names(record: type[Record]) -> tuple[str, ...]:
+    """Return the names of a record's fields, in order."""
+    return tuple(item.name for item in fields(record))

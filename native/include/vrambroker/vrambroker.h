@@ -1,0 +1,133 @@
+/* The C ABI of libvrambroker.so: what Python's ctypes, torch's pluggable allocator and a preload library call.
+ *
+ * Every call is thread-safe, takes no GIL, never exits the process, never prints, and never throws across this border.
+ * A call that fails returns a vrb_status other than VRB_OK, fills the vrb_error given (which may be NULL) and changes
+ * nothing. Memory handed out stays at its address until it is freed; its pages may come and go with its tag.
+ *
+ * After fork() the child owns nothing of this: every call answers VRB_FORKED there, vrb_free does nothing, and leased
+ * ranges are not mapped in the child.
+ */
+#ifndef VRAMBROKER_H
+#define VRAMBROKER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VRB_ABI_VERSION 1
+#define VRB_API __attribute__((visibility("default")))
+
+typedef struct vrb_client vrb_client;
+typedef struct vrb_lease vrb_lease;
+
+typedef enum vrb_status {
+  VRB_OK = 0,
+  VRB_REFUSED = 1,      /* the daemon refused: error, message and detail are its answer */
+  VRB_INVALID = 2,      /* InvalidArgument, found out here */
+  VRB_WRONG_STATE = 3,  /* WrongState, found out here: a tag that is paused, a client that is closed */
+  VRB_NOT_QUIESCENT = 4,/* NotQuiescent, found out here: a use scope is open */
+  VRB_UNAVAILABLE = 5,  /* BrokerUnavailable: no daemon at the socket */
+  VRB_LOST = 6,         /* BrokerLost: the connection is gone and could not be renewed */
+  VRB_DEVICE = 7,       /* DriverFailed: the driver or the kernel refused a call here */
+  VRB_VERSION = 8,      /* VersionMismatch */
+  VRB_FORKED = 9,       /* this process was forked from the one that connected */
+  VRB_UNKNOWN_TAG = 10  /* UnknownTag, found out here */
+} vrb_status;
+
+typedef struct vrb_error {
+  char name[64];        /* the error's class name, as in STYLE.md's table */
+  char message[512];
+  char subject[128];    /* the tag or scope that it is about, or empty */
+  uint32_t detail_size; /* bytes of a serialized vrambroker.v1.ErrorDetail; 0 if there is none */
+  uint8_t detail[8192];
+} vrb_error;
+
+typedef enum vrb_contents { VRB_KEEP = 1, VRB_DROP = 2, VRB_ZERO = 3 } vrb_contents;
+
+typedef struct vrb_info {
+  uint64_t session;
+  uint8_t token[16];
+  uint64_t capacity_bytes;
+  uint64_t frame_bytes_min;
+  char name[128];       /* as the daemon gave it */
+  char device[128];
+  char version[64];     /* the daemon's */
+} vrb_info;
+
+typedef struct vrb_stats {
+  uint64_t leases;
+  uint64_t reserved_bytes;   /* virtual addresses reserved */
+  uint64_t mapped_bytes;     /* frames mapped now */
+  uint64_t allocated_bytes;  /* handed out by vrb_malloc and not freed, paused ones included */
+  uint64_t allocations;
+  uint64_t copied_out_bytes; /* since the client was opened */
+  uint64_t copied_in_bytes;
+  uint64_t requests;         /* sent to the daemon since the client was opened */
+  uint64_t reconnects;
+} vrb_stats;
+
+VRB_API int vrb_abi_version(void);
+
+/* Attach this process as `name` to the daemon whose handle socket is at `socket_path`.
+ * device: "host" or "cuda". Starts the agent thread. Ownership: the client lives until the process ends; vrb_close only ends its use. */
+VRB_API vrb_status vrb_connect(const char *socket_path, const char *name, const char *device, const char *version,
+                               uint32_t timeout_ms, vrb_client **client, vrb_error *error);
+
+/* End the use of the client: leases without live allocations are returned, and once the last allocation is freed the
+ * session says goodbye. Memory still allocated stays valid, and is freed as ever. Closing twice is no error. */
+VRB_API vrb_status vrb_close(vrb_client *client, vrb_error *error);
+
+VRB_API vrb_status vrb_get_info(vrb_client *client, vrb_info *info, vrb_error *error);
+VRB_API vrb_status vrb_get_stats(vrb_client *client, vrb_stats *stats, vrb_error *error);
+
+/* Find or make the range for this tag and policy. Reserves addresses; asks the daemon for nothing. */
+VRB_API vrb_status vrb_lease_open(vrb_client *client, const char *tag, vrb_contents contents, vrb_lease **lease,
+                                  vrb_error *error);
+
+/* Allocate from the range, growing it by frames if need be. Blocks only for what is certain, `timeout_ms` at most.
+ * Aligned to 512 bytes; requests of 1 MiB and more to 2 MiB. A paused tag answers VRB_WRONG_STATE. */
+VRB_API vrb_status vrb_malloc(vrb_lease *lease, size_t size, uint32_t timeout_ms, void **pointer, vrb_error *error);
+
+/* Free in any state: resident, paused, parked or in mid-recall, before or after vrb_close. */
+VRB_API vrb_status vrb_free(vrb_client *client, void *pointer, vrb_error *error);
+
+/* Pause every lease of these tags. The caller has seen to it that its own work on them is done.
+ * With release, returns when their frames have left. An open use scope answers VRB_NOT_QUIESCENT. */
+VRB_API vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32_t count, int release,
+                             uint32_t timeout_ms, vrb_error *error);
+
+/* Bring them back, all or none. same_pages (count entries, may be NULL): 1 where no page of the tag has changed.
+ * timeout_ms 0 waits only for what is certain. */
+VRB_API vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
+                              uint8_t *same_pages, vrb_error *error);
+
+/* Enter and leave a use scope on these tags. Entering needs them resident: a paused or closing tag answers
+ * VRB_WRONG_STATE and nothing is entered. The last one out of a tag that is asked to pause lets the pause proceed. */
+VRB_API vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
+                                 vrb_error *error);
+VRB_API vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
+                                vrb_error *error);
+
+/* paused: 1 if the tag is paused (by whomever). Unknown tags answer VRB_UNKNOWN_TAG. */
+VRB_API vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_error *error);
+
+/* DLPack: a byte tensor over a new allocation, as a DLManagedTensor* (version 0.x layout) whose deleter frees it
+ * natively. Ownership: the caller's, until it is consumed. */
+VRB_API vrb_status vrb_tensor(vrb_lease *lease, size_t size, uint32_t timeout_ms, void **dl_managed_tensor,
+                              vrb_error *error);
+
+/* torch.cuda.memory.CUDAPluggableAllocator hooks. They allocate from the innermost lease that this thread has pushed,
+ * and answer NULL for "out of memory" and for nothing else that could be mistaken for it: see vrb_torch_last_error. */
+VRB_API void vrb_region_push(vrb_lease *lease);
+VRB_API void vrb_region_pop(void);
+VRB_API void *vrb_torch_malloc(ptrdiff_t size, int device, void *stream);
+VRB_API void vrb_torch_free(void *pointer, ptrdiff_t size, int device, void *stream);
+VRB_API vrb_status vrb_torch_last_error(vrb_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* VRAMBROKER_H */
