@@ -14,7 +14,7 @@ ARENA_FILE_BYTES = 64 * MIB
 RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 _HOST = re.compile(r"host(?::(\d{1,9}))?")
 _CUDA = re.compile(r"cuda(?::\d+)?|GPU-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

@@ -106,6 +106,8 @@ class Runtime:
 
     def submit(self, event: Event) -> None:
         """Handle an event, or queue it behind the one being handled. On the loop's thread only."""
+        if self._stopped:
+            return
         self._queue.append(event)
         if not self._busy:
             self._drain()

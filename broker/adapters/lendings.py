@@ -20,7 +20,7 @@ class UnsentFrames:
     """
 
     def __init__(self) -> None:
-        self._grants: dict[FrameId, "Grant"] = {}
+        self._grants: dict[FrameId, Grant] = {}
 
     def add(self, grant: "Grant") -> None:
         """Take note of a new grant; it takes its frames over from any other."""

@@ -88,9 +88,7 @@ def event_of_report(report: Report, session: SessionId) -> Event:
         case records.Busy() if report.final:
             return events.Busy(session=session, order=OrderId(report.order), tag=report.tag)
         case records.Busy():
-            return events.StillBusy(
-                session=session, order=OrderId(report.order), tag=report.tag, scope=report.scope
-            )
+            return events.StillBusy(session=session, order=OrderId(report.order), tag=report.tag, scope=report.scope)
         case _:
             assert_never(report)
 

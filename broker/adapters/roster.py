@@ -15,6 +15,8 @@ from vrambroker.broker.core.events import Peer, ProcessEnded
 from vrambroker.broker.core.ids import RequestId, SessionId
 from vrambroker.broker.ports import Deliver
 
+DEPARTED_MAX = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
@@ -29,22 +31,22 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whom a token names; without a session it is an operator."""
+    """Whom a token names. An operator has no `session`; who said goodbye has no `process` to attach again.
+
+    `attached_by`: the call that made the session.
+    """
 
     token: bytes
-    process: Process
-    member: Member | None
-
-    @property
-    def peer(self) -> Peer:
-        """The process, as calls name it."""
-        return self.process.peer
+    peer: Peer
+    process: Process | None = None
+    session: SessionId | None = None
+    attached_by: RequestId | None = None
 
     def require_session(self) -> SessionId:
         """Return the caller's own session; raises `UnknownSession`."""
-        if self.member is None:
+        if self.session is None:
             raise UnknownSession(message="the caller has no session of its own: attach first")
-        return self.member.session
+        return self.session
 
 
 class Roster:
@@ -58,6 +60,7 @@ class Roster:
         self._by_token: dict[bytes, Member] = {}
         self._by_name: dict[str, Member] = {}
         self._operators: dict[bytes, Process] = {}
+        self._departed: dict[bytes, Caller] = {}
 
     def attached(self, answer: Attached, process: Process, request: RequestId) -> Member:
         """Take in a session that the core has made, and watch its process; a session known already stays as it is."""
@@ -82,7 +85,7 @@ class Roster:
         self._operators.pop(token, None)
 
     def forget(self, session: SessionId) -> None:
-        """Forget a session that has said goodbye."""
+        """Forget a session that has said goodbye, except that its token still names it to a repeated call."""
         member = self._members.pop(session, None)
         if member is None:
             return
@@ -90,6 +93,7 @@ class Roster:
         # The name may have been given to another session since.
         if self._by_name.get(member.name) is member:
             del self._by_name[member.name]
+        self._remember(member)
         self._loop.remove_reader(member.process.pidfd)
         member.process.close()
         self._on_gone(session)
@@ -114,11 +118,20 @@ class Roster:
         """Return whom a token names; raises `PeerUnidentified`."""
         member = self._by_token.get(token)
         if member is not None:
-            return Caller(token=token, process=member.process, member=member)
+            return Caller(
+                token=token,
+                peer=member.process.peer,
+                process=member.process,
+                session=member.session,
+                attached_by=member.request,
+            )
+        departed = self._departed.get(token)
+        if departed is not None:
+            return departed
         process = self._operators.get(token)
         if process is None:
             raise PeerUnidentified(message="the token is not one that this daemon gave out, or its process has left")
-        return Caller(token=token, process=process, member=None)
+        return Caller(token=token, peer=process.peer, process=process)
 
     def named(self, name: str) -> SessionId:
         """Return the session of this name; raises `UnknownSession`."""
@@ -126,6 +139,13 @@ class Roster:
         if member is None:
             raise UnknownSession(message=f"there is no session {name[:64]!r}", session=name)
         return member.session
+
+    def _remember(self, member: Member) -> None:
+        self._departed[member.token] = Caller(
+            token=member.token, peer=member.process.peer, session=member.session, attached_by=member.request
+        )
+        if len(self._departed) > DEPARTED_MAX:
+            del self._departed[next(iter(self._departed))]
 
     def close(self) -> None:
         """Watch nobody any more."""

@@ -8,7 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vrambroker.broker.adapters.device_lock import device_busy, holder_of
@@ -57,10 +57,8 @@ class DeviceFolder:
 
     def admit(self, path: Path) -> None:
         """Let the run directory's group use a socket; where we may not give it to them, it stays our own group's."""
-        try:
+        with suppress(PermissionError):
             os.chown(path, -1, self._group)
-        except PermissionError:
-            pass
         path.chmod(SOCKET_MODE)
 
     def may_connect(self, peer: Peer) -> bool:
