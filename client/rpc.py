@@ -20,8 +20,8 @@ from vrambroker.broker.core.errors import (
     VersionMismatch,
     WaitExpired,
 )
+from vrambroker.client import native
 from vrambroker.client.discovery import Endpoint
-from vrambroker.client.native import milliseconds
 from vrambroker.client.status import Status, StreamEvent, event_of, status_of
 
 if TYPE_CHECKING:
@@ -51,15 +51,16 @@ Answer = TypeVar("Answer")
 class Control:
     """The control plane of one device's broker. Synchronous, thread-safe, and good in a forked child.
 
-    Ownership: whoever makes it closes it. Every method raises the daemon's error as its class, `BrokerUnavailable` if no
-    daemon answers, `BrokerLost` if it went away and did not come back within `RECONNECT_TIMEOUT_S`.
+    Ownership: whoever makes it closes it. Every method raises the daemon's error as its class, `BrokerUnavailable` if
+    no daemon answers, `BrokerLost` if it went away and did not come back within `RECONNECT_TIMEOUT_S`.
     """
 
     def __init__(self, endpoint: Endpoint, *, token: Callable[[], bytes]) -> None:
         """`token` is asked at each call that needs one."""
         self._endpoint = endpoint
         self._token = token
-        # By process: a child forgets its parent's channel and never closes it, since the threads behind it are not there.
+        # By process: a child forgets its parent's channel and never closes it, since the threads behind it are not
+        # there.
         self._channels: dict[int, grpc.Channel] = {}
         self._answered = False
 
@@ -75,12 +76,17 @@ class Control:
     ) -> tuple[int, ...]:
         """Pause tags of a session (empty: the caller's own); returns the leases it concerned.
 
-        `timeout_s` bounds the wait for open `use` scopes. Raises `NotQuiescent` if the session has none, or they stay open.
+        `timeout_s` bounds the wait for open `use` scopes. Raises `NotQuiescent` if the session has none, or they stay
+        open.
         """
         from vrambroker.v1 import broker_pb2
 
         request = broker_pb2.PauseRequest(
-            request_id=_request_id(), session=session, tags=tags, release=release, timeout_ms=milliseconds(timeout_s)
+            request_id=_request_id(),
+            session=session,
+            tags=tags,
+            release=release,
+            timeout_ms=native.milliseconds(timeout_s),
         )
         answer = self._ask(lambda stub: stub.Pause, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S)
         return tuple(answer.leases)
@@ -90,7 +96,7 @@ class Control:
         from vrambroker.v1 import broker_pb2
 
         request = broker_pb2.ResumeRequest(
-            request_id=_request_id(), session=session, tags=tags, timeout_ms=milliseconds(timeout_s)
+            request_id=_request_id(), session=session, tags=tags, timeout_ms=native.milliseconds(timeout_s)
         )
         answer = self._ask(lambda stub: stub.Resume, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S)
         same: dict[str, bool] = {}
@@ -111,7 +117,6 @@ class Control:
         Blocks between events; closing the iterator, also from another thread by `close()`, ends the stream.
         """
         import grpc
-
         from vrambroker.v1 import broker_pb2
 
         stub = self._stub()
@@ -133,7 +138,6 @@ class Control:
 
     def _stub(self) -> "BrokerStub":
         import grpc
-
         from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
         pid = os.getpid()
@@ -175,7 +179,7 @@ class Control:
 
         detail = _detail_of(error)
         if detail is not None:
-            return _decoded(detail)
+            return native.decoded(detail)
         code, text = _code_of(error), _text_of(error)
         if (code is grpc.StatusCode.UNAVAILABLE and self._answered) or lost:
             return BrokerLost(
@@ -227,7 +231,7 @@ class _Handshake:
     token: bytes
 
     def is_over(self) -> bool:
-        """Whether the daemon has closed the connection; it sends operators nothing, so whatever is there means the end."""
+        """Whether the daemon has closed the connection; it sends operators nothing, so anything there is the end."""
         try:
             self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -270,7 +274,7 @@ def _welcome(connection: socket.socket, endpoint: Endpoint, version: str) -> rec
             client_version=version,
         ) from error
     if isinstance(answer, records.Error):
-        raise _decoded(answer.detail)
+        raise native.decoded(answer.detail)
     assert isinstance(answer, records.Welcome)
     return answer
 
@@ -286,12 +290,6 @@ def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
 
 def _request_id() -> str:
     return uuid4().hex
-
-
-def _decoded(detail: bytes) -> BrokerError:
-    from vrambroker.broker.adapters import error_detail
-
-    return error_detail.decode(detail)
 
 
 def _is_lost(error: "grpc.RpcError") -> bool:
@@ -317,7 +315,5 @@ def _detail_of(error: "grpc.RpcError") -> bytes | None:
 
     if not isinstance(error, grpc.Call):
         return None
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY and isinstance(value, bytes):
-            return value
-    return None
+    trailing: Any = error.trailing_metadata() or ()
+    return next((value for key, value in trailing if key == ERROR_KEY and isinstance(value, bytes)), None)
