@@ -5,17 +5,17 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument
+from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
 
 if TYPE_CHECKING:
-    from vrambroker.broker.status_view import StatusJson
-    from vrambroker.client.rpc import Operator
+    from vrambroker.client.discovery import Endpoint
+    from vrambroker.client.rpc import Control
 
 app = typer.Typer(
     name="broker",
@@ -51,20 +51,29 @@ def _use_run_dir(run_dir: Path | None) -> None:
 
 
 @contextmanager
-def _operators(device: str | None) -> Iterator[list["Operator"]]:
-    """Connect to the named device's daemon, or to every daemon of the run directory."""
-    from vrambroker.client.discovery import find_device, list_devices
-    from vrambroker.client.rpc import Operator
+def _acting_on(endpoint: "Endpoint") -> Iterator["Control"]:
+    """Connect to a daemon as an operator: a process that the kernel has named to it."""
+    from vrambroker.broker.version import VERSION
+    from vrambroker.client.rpc import Control, OperatorHandshake
 
-    places = [find_device(device)] if device is not None else list_devices()
-    operators: list[Operator] = []
+    handshake = OperatorHandshake(endpoint, version=VERSION)
+    control = Control(endpoint, token=lambda: handshake.token)
     try:
-        for place in places:
-            operators.append(Operator(place))
-        yield operators
+        yield control
     finally:
-        for operator in operators:
-            operator.close()
+        control.close()
+        handshake.close()
+
+
+def _endpoints(device: str | None) -> tuple["Endpoint", ...]:
+    from vrambroker.client.discovery import endpoints, find
+
+    if device is not None:
+        return (find(device),)
+    found = endpoints()
+    if not found:
+        raise BrokerUnavailable(message="no daemon is running: start one with `broker serve --device host`")
+    return found
 
 
 @app.command()
@@ -100,23 +109,20 @@ def status(
     from vrambroker.broker.status_view import status_json, status_renderable
 
     _use_run_dir(run_dir)
-    with _reported(), _operators(device) as operators:
-
-        def now() -> list["StatusJson"]:
-            return [status_json(operator.status()) for operator in operators]
-
+    with _reported(), ExitStack() as open_controls:
+        controls = [open_controls.enter_context(_acting_on(endpoint)) for endpoint in _endpoints(device)]
         if as_json:
-            print(json.dumps(now(), indent=2))  # noqa: T201
+            print(json.dumps([status_json(control.status()) for control in controls], indent=2))  # noqa: T201
             return
         console = Console()
         if not watch:
-            console.print(status_renderable(now()))
+            console.print(status_renderable([control.status() for control in controls]))
             return
-        with Live(status_renderable(now()), console=console, auto_refresh=False) as live:
+        with Live(console=console, auto_refresh=False) as live:
             try:
                 while True:
+                    live.update(status_renderable([control.status() for control in controls]), refresh=True)
                     time.sleep(WATCH_SECONDS)
-                    live.update(status_renderable(now()), refresh=True)
             except KeyboardInterrupt:
                 return
 
@@ -129,16 +135,14 @@ def _split(target: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _operator_of(session: str, device: str | None) -> Iterator["Operator"]:
+def _acting_on_session(session: str, device: str | None) -> Iterator["Control"]:
     """Connect to the daemon that has a session of this name."""
-    from vrambroker.broker.core.errors import UnknownSession
-
-    with _operators(device) as operators:
-        for operator in operators:
-            if any(entry.name == session and not entry.ended for entry in operator.status().sessions):
-                yield operator
+    for endpoint in _endpoints(device):
+        with _acting_on(endpoint) as control:
+            if any(entry.name == session and not entry.ended for entry in control.status().sessions):
+                yield control
                 return
-        raise UnknownSession(message=f"no session named {session!r} is attached", session=session)
+    raise UnknownSession(message=f"no session named {session!r} is attached", session=session)
 
 
 @app.command()
@@ -153,8 +157,8 @@ def pause(
     _use_run_dir(run_dir)
     with _reported():
         session, tag = _split(target)
-        with _operator_of(session, device) as operator:
-            operator.pause(session, (tag,), release=release, timeout=timeout)
+        with _acting_on_session(session, device) as control:
+            control.pause(session, (tag,), release=release, timeout_s=timeout)
 
 
 @app.command()
@@ -168,8 +172,8 @@ def resume(
     _use_run_dir(run_dir)
     with _reported():
         session, tag = _split(target)
-        with _operator_of(session, device) as operator:
-            operator.resume(session, (tag,), timeout=timeout)
+        with _acting_on_session(session, device) as control:
+            control.resume(session, (tag,), timeout_s=timeout)
 
 
 @app.command()
@@ -182,12 +186,13 @@ def timeline(
     from vrambroker.client.timeline import write_timeline
 
     _use_run_dir(run_dir)
-    with _reported(), _operators(device) as operators:
-        if len(operators) != 1:
-            names = ", ".join(operator.device for operator in operators) or "none"
+    with _reported():
+        found = _endpoints(device)
+        if len(found) != 1:
+            names = ", ".join(endpoint.device for endpoint in found)
             raise InvalidArgument(message=f"name one device with --device (there are: {names})", argument="device")
-        operator = operators[0]
-        write_timeline(out, operator.status(), list(operator.history()))
+        with _acting_on(found[0]) as control:
+            write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
 
 
 @app.command()
