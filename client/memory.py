@@ -14,6 +14,7 @@ from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
     import torch
+
     from vrambroker.client.placing import Placeable
     from vrambroker.client.status import Status
 
@@ -85,6 +86,7 @@ class Memory:
         Raises `OutOfDeviceMemory` at once if idle memory can't cover it, `WrongState` if the tag is paused.
         """
         import torch
+
         from vrambroker.client import tensors
 
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)

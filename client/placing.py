@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.client.tensors import Allocate, is_plain, tensor_over
 

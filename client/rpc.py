@@ -26,6 +26,7 @@ from vrambroker.client.status import Status, StreamEvent, event_of, status_of
 
 if TYPE_CHECKING:
     import grpc
+
     from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
 TOKEN_KEY = "vrambroker-token-bin"
@@ -117,6 +118,7 @@ class Control:
         Blocks between events; closing the iterator, also from another thread by `close()`, ends the stream.
         """
         import grpc
+
         from vrambroker.v1 import broker_pb2
 
         stub = self._stub()
@@ -138,6 +140,7 @@ class Control:
 
     def _stub(self) -> "BrokerStub":
         import grpc
+
         from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
         pid = os.getpid()

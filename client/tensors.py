@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils.dlpack import from_dlpack
+
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.client.native import Lease
 

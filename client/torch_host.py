@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
 from vrambroker.client.tensors import Allocate, is_plain
 
 _aten = torch.ops.aten

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument
 from vrambroker.client import discovery
 

@@ -1,6 +1,7 @@
 """What the binding makes of arguments and of the library's answers; the library itself is not loaded here."""
 
 import pytest
+
 from vrambroker.broker.adapters.error_detail import to_detail
 from vrambroker.broker.core import errors
 from vrambroker.client import native

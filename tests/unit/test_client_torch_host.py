@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+
 from vrambroker.broker.core.errors import InvalidArgument, OutOfDeviceMemory
 from vrambroker.client import placing, tensors
 from vrambroker.client.torch_host import RegionMode
