@@ -1,7 +1,7 @@
 """The control plane from Python: status, the event stream, marks, and other sessions' tags, over gRPC.
 
 gRPC is imported and a channel opened when first needed, once per process: a forked child gets a channel of its own.
-Calls that change something name their caller by a token: a session has one, and `Operator` gets one without a session.
+Calls that change something name their caller by a token: a session has one, `OperatorHandshake` gets one for others.
 """
 
 import os
@@ -115,7 +115,7 @@ class Control:
     def watch(self, *, history: bool = False, until_now: bool = False) -> Iterator[StreamEvent]:
         """Yield what happens, in order; with `history` what the daemon remembers first, with `until_now` only that.
 
-        Blocks between events; closing the iterator, also from another thread by `close()`, ends the stream.
+        Blocks between events. The stream ends when the iterator is closed, or `close` is called from another thread.
         """
         import grpc
 
@@ -128,7 +128,9 @@ class Control:
                 self._answered = True
                 yield event_of(message)
         except grpc.RpcError as error:
-            raise self._exception_of(error) from error
+            # Cancelled is what `close` makes of a stream that another thread is reading.
+            if _code_of(error) is not grpc.StatusCode.CANCELLED:
+                raise self._exception_of(error) from error
         finally:
             stream.cancel()
 
@@ -198,32 +200,34 @@ class Control:
         return DriverFailed(message=f"gRPC: {code.name}: {text}", driver_call="grpc", driver_result=code.name)
 
 
-class Operator(Control):
-    """The control plane for a process that is no session: an operator's tool, an orchestrator.
+class OperatorHandshake:
+    """A token for a process that is no session (HANDLES.md, role 2): an operator's tool, an orchestrator.
 
-    Shakes hands (HANDLES.md, role 2) before the first call that needs a token, and holds that connection until `close`.
+    The daemon ties it to this process and to a connection, held here until `close`; if the daemon was started again, or
+    in a forked child, `token` shakes hands anew. Ownership: whoever makes it closes it.
     """
 
     def __init__(self, endpoint: Endpoint, *, version: str, timeout_s: float = 5.0) -> None:
-        super().__init__(endpoint, token=self._token_here)
+        """Shake hands. Raises `BrokerUnavailable`, `VersionMismatch`, or what the daemon refuses with."""
+        self._endpoint = endpoint
         self._version = version
         self._timeout_s = timeout_s
-        # By process, as the daemon ties a token to the process that shook hands.
-        self._handshakes: dict[int, _Handshake] = {}
+        self._by_process = {os.getpid(): _shake_hands(endpoint, version, timeout_s)}
+
+    @property
+    def token(self) -> bytes:
+        """The token of this process, good now. Raises as the constructor does."""
+        pid = os.getpid()
+        handshake = self._by_process.get(pid)
+        if handshake is None or handshake.is_over():
+            handshake = self._by_process[pid] = _shake_hands(self._endpoint, self._version, self._timeout_s)
+        return handshake.token
 
     def close(self) -> None:
-        """Close the channel and void the token."""
-        super().close()
-        handshake = self._handshakes.pop(os.getpid(), None)
+        """Void the token."""
+        handshake = self._by_process.pop(os.getpid(), None)
         if handshake is not None:
             handshake.connection.close()
-
-    def _token_here(self) -> bytes:
-        pid = os.getpid()
-        handshake = self._handshakes.get(pid)
-        if handshake is None or handshake.is_over():
-            handshake = self._handshakes[pid] = _shake_hands(self._endpoint, self._version, self._timeout_s)
-        return handshake.token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
