@@ -85,7 +85,13 @@ class GrantSlot:
     file: int
     offset_bytes: int
 
-    LAYOUT: ClassVar = (("slot", "u64"), ("size_bytes", "u64"), ("flags", "u8"), ("file", "u64"), ("offset_bytes", "u64"))
+    LAYOUT: ClassVar = (
+        ("slot", "u64"),
+        ("size_bytes", "u64"),
+        ("flags", "u8"),
+        ("file", "u64"),
+        ("offset_bytes", "u64"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,219 @@
+"""The `broker` command. Exit codes: 0 done, 1 refused or failed (one line on stderr, the error's name first), 2 usage."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
+
+if TYPE_CHECKING:
+    from vrambroker.client.discovery import Endpoint
+    from vrambroker.client.rpc import Control
+
+app = typer.Typer(
+    name="broker",
+    help="Lend one GPU's memory to the processes that share it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Device = Annotated[
+    str | None, typer.Option("--device", help="host, host:N; without it, every device that has a daemon.")
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="Where the sockets are (VRAMBROKER_RUN_DIR, else /run/vrambroker).")
+]
+Target = Annotated[str, typer.Argument(metavar="SESSION/TAG", help="Whose tag.")]
+WATCH_SECONDS = 1.0
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn an expected error into one line on stderr and exit code 1."""
+    try:
+        yield
+    except BrokerError as error:
+        print(f"{type(error).__name__}: {error.message}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(1) from None
+
+
+def _use_run_dir(run_dir: Path | None) -> None:
+    if run_dir is not None:
+        os.environ["VRAMBROKER_RUN_DIR"] = str(run_dir)
+
+
+@contextmanager
+def _acting_on(endpoint: "Endpoint") -> Iterator["Control"]:
+    """Connect to a daemon as an operator: a process that the kernel has named to it."""
+    from vrambroker.broker.version import VERSION
+    from vrambroker.client.rpc import Control, OperatorHandshake
+
+    handshake = OperatorHandshake(endpoint, version=VERSION)
+    control = Control(endpoint, token=lambda: handshake.token)
+    try:
+        yield control
+    finally:
+        control.close()
+        handshake.close()
+
+
+def _endpoints(device: str | None) -> tuple["Endpoint", ...]:
+    from vrambroker.client.discovery import endpoints, find
+
+    if device is not None:
+        return (find(device),)
+    found = endpoints()
+    if not found:
+        raise BrokerUnavailable(message="no daemon is running: start one with `broker serve --device host`")
+    return found
+
+
+@app.command()
+def serve(
+    device: Annotated[str, typer.Option(help="host or host:N.")] = "host",
+    capacity: Annotated[
+        str | None, typer.Option(help="Bytes to lend, such as 24GiB; on host a quarter of the memory limit.")
+    ] = None,
+    host_budget: Annotated[
+        str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
+    ] = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Run the daemon of one device until SIGTERM."""
+    from vrambroker.broker.config import Config
+    from vrambroker.broker.daemon import serve as serve_device
+
+    with _reported():
+        serve_device(Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir))
+
+
+@app.command()
+def status(
+    device: Device = None,
+    run_dir: RunDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: a list with an entry for each device.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Renew every second until interrupted.")] = False,
+) -> None:
+    """Show who holds what, what is free, and who waits."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from vrambroker.broker.status_view import status_json, status_renderable
+
+    _use_run_dir(run_dir)
+    with _reported(), ExitStack() as open_controls:
+        controls = [open_controls.enter_context(_acting_on(endpoint)) for endpoint in _endpoints(device)]
+        if as_json:
+            print(json.dumps([status_json(control.status()) for control in controls], indent=2))  # noqa: T201
+            return
+        console = Console()
+        if not watch:
+            console.print(status_renderable([control.status() for control in controls]))
+            return
+        with Live(console=console, auto_refresh=False) as live:
+            try:
+                while True:
+                    live.update(status_renderable([control.status() for control in controls]), refresh=True)
+                    time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return
+
+
+def _split(target: str) -> tuple[str, str]:
+    session, slash, tag = target.partition("/")
+    if not (session and slash and tag):
+        raise InvalidArgument(message=f"{target!r} is not SESSION/TAG", argument="target")
+    return session, tag
+
+
+@contextmanager
+def _acting_on_session(session: str, device: str | None) -> Iterator["Control"]:
+    """Connect to the daemon that has a session of this name."""
+    for endpoint in _endpoints(device):
+        with _acting_on(endpoint) as control:
+            if any(entry.name == session and not entry.ended for entry in control.status().sessions):
+                yield control
+                return
+    raise UnknownSession(message=f"no session named {session!r} is attached", session=session)
+
+
+@app.command()
+def pause(
+    target: Target,
+    release: Annotated[bool, typer.Option(help="Wait until its memory has left the device.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is out of use.")] = 10.0,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Pause a session's tag, once it is out of use."""
+    _use_run_dir(run_dir)
+    with _reported():
+        session, tag = _split(target)
+        with _acting_on_session(session, device) as control:
+            control.pause(session, (tag,), release=release, timeout_s=timeout)
+
+
+@app.command()
+def resume(
+    target: Target,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for room; 0: only for what is certain.")] = 10.0,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Resume a session's tag."""
+    _use_run_dir(run_dir)
+    with _reported():
+        session, tag = _split(target)
+        with _acting_on_session(session, device) as control:
+            control.resume(session, (tag,), timeout_s=timeout)
+
+
+@app.command()
+def timeline(
+    out: Annotated[Path, typer.Argument(metavar="OUT.svg|OUT.json", help="A picture, or a trace for Perfetto.")],
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Draw the device's and the host's bytes by session and tag over time."""
+    from vrambroker.client.timeline import write_timeline
+
+    _use_run_dir(run_dir)
+    with _reported():
+        found = _endpoints(device)
+        if len(found) != 1:
+            names = ", ".join(endpoint.device for endpoint in found)
+            raise InvalidArgument(message=f"name one device with --device (there are: {names})", argument="device")
+        with _acting_on(found[0]) as control:
+            write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+
+
+@app.command()
+def demo(
+    device: Annotated[str, typer.Option(help="Where to run it.")] = "host",
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    size: Annotated[str, typer.Option(help="Scale of the model.")] = "tiny",
+    seconds: Annotated[float | None, typer.Option(help="Stop training after this long.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop training after this many steps.")] = None,
+) -> None:
+    """Run real RL: a trainer and a rollout engine that don't fit on the device together."""
+    from vrambroker.client.demo.run import main as run_demo
+
+    with _reported():
+        raise typer.Exit(run_demo(device=device, report=report, size=size, seconds=seconds, steps=steps))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""How a person and a script see the status of a node's devices: rich tables, and values for JSON.
+
+The JSON keys are a contract with scripts (README, "CLI"): they are the fields of `vrambroker.client.status`, sizes in bytes
+and instants in nanoseconds on the daemon's clock, of which `now_ns` is the present.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TicketStatus
+
+MIB = 1 << 20
+GIB = 1 << 30
+STATE_STYLES = {
+    "resident": "green",
+    "idle": "cyan",
+    "leaving": "yellow",
+    "arriving": "yellow",
+    "partial": "yellow",
+    "parked": "dim",
+}
+BAR_CELLS = 40
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size for people: whole bytes below 1 MiB, one decimal above."""
+    if size_bytes >= GIB:
+        return f"{size_bytes / GIB:.1f} GiB"
+    if size_bytes >= MIB:
+        return f"{size_bytes / MIB:.1f} MiB"
+    return f"{size_bytes} B"
+
+
+def age_text(seconds: float) -> str:
+    """Return a duration for people."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds % 60)} s"
+
+
+def status_json(status: Status) -> dict[str, object]:
+    """Return one device's entry of `broker status --json`."""
+    return dataclasses.asdict(status)
+
+
+def _bar(device: DeviceStatus) -> Text:
+    capacity = max(1, device.capacity_bytes)
+    lent = round(BAR_CELLS * device.lent_bytes / capacity)
+    held = min(BAR_CELLS - lent, round(BAR_CELLS * device.held_bytes / capacity))
+    bar = Text()
+    bar.append("█" * lent, style="green")
+    bar.append("▒" * held, style="yellow")
+    bar.append("·" * (BAR_CELLS - lent - held), style="dim")
+    return bar
+
+
+def _headline(status: Status) -> Text:
+    device, host = status.device, status.host
+    line = Text.assemble((device.id, "bold"), "  ", _bar(device), "  ")
+    line.append(f"{size_text(device.lent_bytes)} lent of {size_text(device.capacity_bytes)}")
+    line.append(f", {size_text(device.free_bytes)} free, {size_text(device.held_bytes)} held")
+    line.append(f", {size_text(device.foreign_bytes)} foreign")
+    line.append(f"\nhost arena {size_text(host.used_bytes)} of {size_text(host.budget_bytes)}", style="dim")
+    line.append(f" · vrambroker {status.version}, pid {status.pid}", style="dim")
+    if status.draining:
+        line.append(" · shutting down", style="bold red")
+    return line
+
+
+def _session_label(session: SessionStatus) -> str:
+    if session.ended:
+        return f"{session.name} (ended)"
+    return session.name if session.connected else f"{session.name} (away)"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left")
+    return table
+
+
+def _sessions_table(status: Status) -> Table:
+    sizes = ("on the device", "on the host", "since")
+    table = _table("session", "pid", "tag", "contents", "state", *sizes, right=sizes)
+    for session in status.sessions:
+        head = (_session_label(session), str(session.pid))
+        if not session.tags:
+            table.add_row(*head, "–")
+        for tag in session.tags:
+            table.add_row(
+                *head,
+                tag.tag,
+                tag.contents,
+                Text(tag.state, style=STATE_STYLES.get(tag.state, "")),
+                size_text(tag.device_bytes),
+                size_text(tag.host_bytes),
+                age_text((status.now_ns - tag.since_ns) / 1e9),
+            )
+            head = ("", "")
+    return table
+
+
+def _ticket_row(ticket: TicketStatus, now_ns: int) -> tuple[str, ...]:
+    holders = (f"{h.session}/{h.tag} ({h.state}, {size_text(h.size_bytes)})" for h in ticket.waits_for)
+    return (
+        ticket.session,
+        ", ".join(ticket.tags),
+        size_text(ticket.size_bytes),
+        size_text(ticket.in_hand_bytes),
+        age_text((now_ns - ticket.since_ns) / 1e9),
+        ", ".join(holders),
+    )
+
+
+def status_renderable(statuses: Sequence[Status]) -> RenderableType:
+    """Return what `broker status` prints: for each device a headline, who holds what, and who waits."""
+    parts: list[RenderableType] = []
+    for status in statuses:
+        parts.append(_headline(status))
+        parts.append(_sessions_table(status) if status.sessions else Text("nobody is attached", style="dim"))
+        if status.queue:
+            parts.append(Text("waiting", style="bold"))
+            queue = _table("session", "tags", "needs", "in hand", "for", "waits for")
+            for ticket in status.queue:
+                queue.add_row(*_ticket_row(ticket, status.now_ns))
+            parts.append(queue)
+        parts.append(Text(""))
+    return Group(*parts) if parts else Text("no daemon is running", style="dim")
