@@ -5,14 +5,14 @@ The one file that touches `transformers`; it is imported in the workers only, si
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
-
+from transformers.cache_utils import StaticLayer
 from vrambroker.client.demo import task
 from vrambroker.client.demo.sizes import Size
 
 
 def make_model(size: Size, seed: int) -> Qwen2ForCausalLM:
     """Make the model with random weights, the same for the same seed."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]  # torch's
     config = Qwen2Config(
         vocab_size=size.vocabulary,
         hidden_size=size.hidden,
@@ -48,8 +48,10 @@ def cache_tensors(cache: StaticCache) -> dict[str, torch.Tensor]:
     """Name every tensor that holds keys or values."""
     named: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(cache.layers):
-        named[f"{index}.keys"] = layer.keys
-        named[f"{index}.values"] = layer.values
+        assert isinstance(layer, StaticLayer), "of a model without sliding or linear attention"
+        for part, tensor in (("keys", layer.keys), ("values", layer.values)):
+            assert isinstance(tensor, torch.Tensor), "filled first"
+            named[f"{index}.{part}"] = tensor
     return named
 
 
@@ -60,7 +62,7 @@ def generate(model: Qwen2ForCausalLM, cache: StaticCache, prompts: torch.Tensor)
     Shapes: prompts `[answers, PROMPT_LENGTH]`; returns tokens and their log-probabilities, both `[answers, DIGITS]`.
     The cache's contents are undefined before (it was dropped) and are cleared first.
     """
-    cache.reset()
+    cache.reset()  # type: ignore[no-untyped-call]  # transformers'
     tokens: list[torch.Tensor] = []
     logprobs: list[torch.Tensor] = []
     given = prompts
@@ -77,4 +79,5 @@ def answer_logprobs(model: Qwen2ForCausalLM, prompts: torch.Tensor, answers: tor
     """Return how likely the model finds each token of the answers: `[answers, DIGITS]`, differentiable."""
     sequence = torch.cat([prompts, answers], dim=1)
     logits = model(input_ids=sequence[:, :-1], use_cache=False, logits_to_keep=task.DIGITS).logits
-    return logits.float().log_softmax(dim=-1).gather(2, answers.unsqueeze(2)).squeeze(2)
+    logprobs: torch.Tensor = logits.float().log_softmax(dim=-1).gather(2, answers.unsqueeze(2)).squeeze(2)
+    return logprobs

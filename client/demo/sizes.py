@@ -1,6 +1,6 @@
 """How big the demo's model is, by name; what the two sides need follows from it.
 
-`small` is the default and learns in about a minute on two cores. The larger ones keep the task and the steps, and take
+`tiny` is the default and learns in a minute or two on two cores. The larger ones keep the task and the steps, and take
 the shapes (and the vocabulary, for its memory) of the Qwen2.5 family, for devices that have room for them.
 """
 
@@ -31,7 +31,7 @@ class Size:
 
     @property
     def parameters(self) -> int:
-        """Count the parameters of a Qwen2 model of this shape with tied embeddings (the tests hold it to the real one)."""
+        """Count the parameters of a Qwen2 model of this shape, embeddings tied (the tests hold it to the real one)."""
         kv_width = self.kv_heads * self.head_dim
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv_width + self.hidden + 2 * kv_width
         block = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
@@ -41,9 +41,9 @@ class Size:
 SIZES = {
     size.name: size
     for size in (
-        Size(name="tiny", layers=2, hidden=64, heads=4, kv_heads=2, intermediate=192, prompts=8, samples=8),
-        Size(name="small", layers=4, hidden=128, heads=4, kv_heads=2, intermediate=384),
-        Size(name="25m", layers=8, hidden=512, heads=8, kv_heads=4, intermediate=1408, learning_rate=1e-4),
+        Size(name="tiny", layers=4, hidden=128, heads=4, kv_heads=2, intermediate=384),
+        Size(name="small", layers=8, hidden=512, heads=8, kv_heads=4, intermediate=1408, learning_rate=1e-4),
+        Size(name="medium", layers=16, hidden=1024, heads=16, kv_heads=4, intermediate=2816, learning_rate=3e-5),
         Size(
             name="0.5b",
             layers=24,
@@ -68,4 +68,4 @@ SIZES = {
         ),
     )
 }
-DEFAULT_SIZE = "small"
+DEFAULT_SIZE = "tiny"
