@@ -85,12 +85,13 @@ class RunningBroker:
                 stderr=log,
             )
             ended = os.pidfd_open(process.pid)
+            came_up = ready.fileno()
             try:
-                readable, _, _ = select.select([ready, ended], [], [], DEADLINE_S)
+                readable, _, _ = select.select([came_up, ended], [], [], DEADLINE_S)
             finally:
                 os.close(ended)
                 Path(address).unlink()
-        if ready not in readable:
+        if came_up not in readable:
             process.kill()
             process.wait()
             raise AssertionError(f"the daemon did not come up: {self.log()}")

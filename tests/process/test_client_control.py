@@ -18,7 +18,7 @@ from vrambroker.client.rpc import Control, OperatorHandshake
 from vrambroker.client.status import StreamEvent
 
 if TYPE_CHECKING:
-    from conftest import RunningBroker, StartBroker, StartWorker
+    from tests.process.conftest import RunningBroker, StartBroker, StartWorker
 
 
 def test_status_of_an_idle_broker(broker: "RunningBroker", control: Control) -> None:
@@ -26,7 +26,7 @@ def test_status_of_an_idle_broker(broker: "RunningBroker", control: Control) -> 
     assert status.device.id == broker.device
     assert status.device.capacity_bytes == status.device.free_bytes == 64 << 20
     assert status.host.budget_bytes == 64 << 20
-    assert status.sessions == status.queue == ()
+    assert (status.sessions, status.queue) == ((), ())
     assert status.pid == broker.process.pid
 
 
