@@ -4,7 +4,7 @@ Everything happens on the loop's thread. An event that is submitted while anothe
 one that comes alone is handled at once, so that a request on the handle socket costs no trip through the loop. There
 is no `await` between a decision and its effects, no lock, and no policy.
 
-If the core raises, its ledger can't be trusted any more: nothing is handled from then on, and the daemon is told to end.
+If the core raises, its ledger can't be trusted any more: nothing is handled from then on, and the daemon ends.
 """
 
 import asyncio

@@ -30,12 +30,12 @@ class JobThread:
         self._thread.submit(job).add_done_callback(partial(self._finished, done))
 
     def close(self) -> None:
-        """Finish the job under way, drop the others and end the thread."""
+        """Finish what is queued, since some of it closes fds, tell nobody, and end the thread."""
         self._closed = True
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.shutdown(wait=True)
 
     def _finished(self, done: Callable[[Result], None], job: Future[Result]) -> None:
-        if self._closed or job.cancelled():
+        if self._closed:
             return
         failure = job.exception()
         if failure is not None:

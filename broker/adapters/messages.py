@@ -15,7 +15,7 @@ CONTENTS_TO_WIRE = {
     Contents.DROP: v1.CONTENTS_DROP,
     Contents.ZERO: v1.CONTENTS_ZERO,
 }
-CONTENTS_FROM_WIRE = {number: contents for contents, number in CONTENTS_TO_WIRE.items()}
+CONTENTS_FROM_WIRE: dict[int, Contents] = {number: contents for contents, number in CONTENTS_TO_WIRE.items()}
 STATE_TO_WIRE = {
     LeaseState.RESIDENT: v1.LEASE_STATE_RESIDENT,
     LeaseState.IDLE: v1.LEASE_STATE_IDLE,
@@ -35,7 +35,7 @@ class Here:
     pid: int
 
 
-def contents_from_wire(contents: v1.Contents) -> Contents:
+def contents_from_wire(contents: int) -> Contents:
     """Return the policy; raises `InvalidArgument` for none or an unknown one."""
     known = CONTENTS_FROM_WIRE.get(contents)
     if known is None:
