@@ -220,14 +220,18 @@ class OperatorHandshake:
         pid = os.getpid()
         handshake = self._by_process.get(pid)
         if handshake is None or handshake.is_over():
+            # Over, or inherited at a fork: closing ours of an inherited one does not end the parent's.
+            self._close_all()
             handshake = self._by_process[pid] = _shake_hands(self._endpoint, self._version, self._timeout_s)
         return handshake.token
 
     def close(self) -> None:
         """Void the token."""
-        handshake = self._by_process.pop(os.getpid(), None)
-        if handshake is not None:
-            handshake.connection.close()
+        self._close_all()
+
+    def _close_all(self) -> None:
+        while self._by_process:
+            self._by_process.popitem()[1].connection.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +244,7 @@ class _Handshake:
     def is_over(self) -> bool:
         """Whether the daemon has closed the connection; it sends operators nothing, so anything there is the end."""
         try:
-            self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self.connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -253,6 +257,8 @@ def _shake_hands(endpoint: Endpoint, version: str, timeout_s: float) -> _Handsha
     try:
         connection.settimeout(timeout_s)
         welcome = _welcome(connection, endpoint, version)
+        # With a timeout, Python waits for it before a read, whatever the flags say.
+        connection.setblocking(False)
     except BaseException:
         connection.close()
         raise
