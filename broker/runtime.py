@@ -1,10 +1,10 @@
 """The only writer: one queue of events, each handled by the core, its effects performed in order before the next.
 
-Everything happens on the loop's thread. An event that is submitted while another is being handled waits its turn; one
-that comes alone is handled at once, so that a request on the handle socket costs no trip through the loop. There is no
-`await` between a decision and its effects, no lock, and no policy.
+Everything happens on the loop's thread. An event that is submitted while another is being handled waits its turn;
+one that comes alone is handled at once, so that a request on the handle socket costs no trip through the loop. There
+is no `await` between a decision and its effects, no lock, and no policy.
 
-If the core raises, its ledger can't be trusted any more: nothing is handled from then on, and the daemon is told to end.
+If the core raises, its ledger can't be trusted any more: nothing is handled from then on, and the daemon ends.
 """
 
 import asyncio
@@ -106,6 +106,8 @@ class Runtime:
 
     def submit(self, event: Event) -> None:
         """Handle an event, or queue it behind the one being handled. On the loop's thread only."""
+        if self._stopped:
+            return
         self._queue.append(event)
         if not self._busy:
             self._drain()

@@ -32,7 +32,8 @@ RESERVE_BYTES = 64 * MIB
 class HostArena:
     """The `Arena` port, for one running loop. Files are made one after the other, each by all threads.
 
-    `available_bytes` tells how much memory can be used without going over a limit, where the OOM killer would answer. Every fd is owned here.
+    `available_bytes` tells how much memory can be used without going over a limit, where the OOM killer would answer.
+    Every fd is owned here.
     """
 
     def __init__(self, *, deliver: Deliver, available_bytes: Callable[[], int] = memory_available_bytes) -> None:

@@ -3,6 +3,7 @@
 A plane opens a call with whatever waits for it and puts the number into its event. The core answers each number once.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,6 +42,7 @@ class Calls:
     def __init__(self) -> None:
         self._waiting: dict[CallId, Waiter] = {}
         self._last = 0
+        self._idle: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -54,16 +56,28 @@ class Calls:
 
     def forget(self, call: CallId) -> None:
         """Drop a call whose answer nobody wants any more."""
-        self._waiting.pop(call, None)
+        self._take(call)
+
+    async def idle(self) -> None:
+        """Wait until no call waits; for one caller at a time."""
+        if self._waiting:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
 
     def reply(self, call: CallId, outcome: Outcome) -> None:
         """Answer a call; one that nobody waits for is no error."""
-        waiter = self._waiting.pop(call, None)
+        waiter = self._take(call)
         if waiter is not None:
             waiter.replied(outcome)
 
     def refuse(self, call: CallId, error: BrokerError) -> None:
         """Answer a call with an error; one that nobody waits for is no error."""
-        waiter = self._waiting.pop(call, None)
+        waiter = self._take(call)
         if waiter is not None:
             waiter.refused(error)
+
+    def _take(self, call: CallId) -> Waiter | None:
+        waiter = self._waiting.pop(call, None)
+        if self._idle is not None and not self._waiting and not self._idle.done():
+            self._idle.set_result(None)
+        return waiter

@@ -8,17 +8,25 @@ Abstract names are those of one network namespace; `run_dir.py` also looks at th
 import errno
 import socket
 import struct
+from dataclasses import dataclass
+
+from vrambroker.broker.core.errors import BrokerError
 
 CREDENTIALS = struct.Struct("iII")
 
 
-class DeviceBusy(Exception):
-    """Another daemon serves this device; `pid` is its process, or 0 if that is in another pid namespace."""
+@dataclass(kw_only=True, eq=False)
+class DeviceBusy(BrokerError):
+    """Another daemon serves this device; `pid` is its process, or 0 if that can't be told. Never crosses the wire."""
 
-    def __init__(self, device: str, pid: int) -> None:
-        super().__init__(f"device {device} is served by process {pid} already")
-        self.device = device
-        self.pid = pid
+    device: str
+    pid: int
+
+
+def device_busy(device: str, pid: int) -> DeviceBusy:
+    """Return the error with its line for a person."""
+    holder = f"process {pid}" if pid else "another daemon"
+    return DeviceBusy(message=f"device {device} is served by {holder} already", device=device, pid=pid)
 
 
 def holder_of(peer: socket.socket) -> int:
@@ -40,7 +48,7 @@ class DeviceLock:
             self._socket.close()
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise DeviceBusy(device, _ask(name)) from error
+            raise device_busy(device, _ask(name)) from error
         self._socket.listen(1)
 
     def close(self) -> None:

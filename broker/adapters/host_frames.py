@@ -30,7 +30,7 @@ class HostFrames:
         self._device_bytes = device_bytes
         self._fds: dict[FrameId, int] = {}
         self._fenced: dict[FrameId, int] = {}
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._timers: dict[FrameId, asyncio.TimerHandle] = {}
         self._closer = JobThread("frames")
 
     def sizes_bytes(self) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class HostFrames:
 
     def close(self) -> None:
         """Close every fd and end the thread."""
-        for timer in self._timers:
+        for timer in self._timers.values():
             timer.cancel()
         self._closer.close()
         for fd in (*self._fds.values(), *self._fenced.values()):
@@ -107,13 +107,10 @@ class HostFrames:
         if left:
             # A mapping that goes away tells nobody, so this has to ask again.
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(pause_s, lambda: self._fence_again(timer, session, left, 2 * pause_s))
-            self._timers.add(timer)
+            self._timers[left[0]] = loop.call_later(pause_s, self._fence_again, session, left, 2 * pause_s)
 
-    def _fence_again(
-        self, timer: asyncio.TimerHandle, session: SessionId, frames: tuple[FrameId, ...], pause_s: float
-    ) -> None:
-        self._timers.discard(timer)
+    def _fence_again(self, session: SessionId, frames: tuple[FrameId, ...], pause_s: float) -> None:
+        del self._timers[frames[0]]
         self._try_fence(session, frames, min(pause_s, FENCE_POLL_LAST_S))
 
 

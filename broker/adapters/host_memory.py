@@ -57,9 +57,9 @@ def seal_against_writing(fd: int) -> bool:
 def populate(fd: int, offset_bytes: int, size_bytes: int) -> None:
     """Bring every page of this part of a memfd into memory, as huge pages where the kernel can; contents stay.
 
-    `offset_bytes` is a multiple of `HUGE_PAGE_BYTES`, and so is the address it is mapped at meanwhile, or there would be
-    nothing to collapse. One touched byte gives each 2 MiB a page to collapse around (FACTS: this works on a stock kernel
-    from 6.1 on, whatever `shmem_enabled` says). Raises OSError (ENOMEM) if there is no memory; may be called by a thread.
+    `offset_bytes` is a multiple of `HUGE_PAGE_BYTES`, and so is the address it is mapped at meanwhile, or there would
+    be nothing to collapse. One touched byte gives each 2 MiB a page to collapse around, which works on a stock kernel
+    from 6.1 on, whatever `shmem_enabled` says. Raises OSError (ENOMEM) if there is no memory.
     """
     base, address = _map_aligned(fd, offset_bytes, size_bytes)
     try:

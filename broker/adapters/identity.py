@@ -116,8 +116,8 @@ def _started_at_ns(pid: int) -> int | None:
 def _domain(pid: int, uid: int) -> Domain:
     """Return the domain's key; a process whose namespaces can't be read is in one of its own."""
     try:
-        user = os.readlink(f"/proc/{pid}/ns/user")
-        pids = os.readlink(f"/proc/{pid}/ns/pid")
+        user = Path(f"/proc/{pid}/ns/user").readlink()
+        pids = Path(f"/proc/{pid}/ns/pid").readlink()
     except OSError:
         return Domain(f"uid:{uid} pid:{pid} started:{_started_at_ns(pid)}")
     return Domain(f"uid:{uid} {user} {pids}")
