@@ -1,14 +1,17 @@
 """Where the broker of a device is: run directories, their device folders, and the two sockets in each.
 
 A daemon keeps `RUN_DIR/<device id>/handles.sock` and `rpc.sock`. The run directory is `VRAMBROKER_RUN_DIR` if set, else
-`/run/vrambroker`, else `$XDG_RUNTIME_DIR/vrambroker`; without the variable both of the latter are searched, in this order.
+`/run/vrambroker`, else `$XDG_RUNTIME_DIR/vrambroker`; without the variable both of the latter are searched, in this
+order.
 """
 
 import os
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument
 
@@ -121,7 +124,8 @@ def _reachable(endpoint: Endpoint) -> Endpoint:
     path = str(endpoint.handle_socket)
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
         raise InvalidArgument(
-            message=f"the socket's path has more than {_SOCKET_PATH_BYTES_MAX} bytes: {path}; choose a shorter run directory",
+            message=f"the socket's path has more than {_SOCKET_PATH_BYTES_MAX} bytes: {path}; "
+            "choose a shorter run directory",
             argument=RUN_DIR_VARIABLE,
         )
     return endpoint
@@ -151,7 +155,8 @@ def _cuda_uuid(device: str) -> str:
         raise InvalidArgument(
             message=f"{device}: torch sees {torch.cuda.device_count()} GPUs in this process", argument="device"
         )
-    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    ask: Callable[[int], Any] = getattr(torch.cuda, "get_device_properties")  # noqa: B009 (torch does not type it)
+    return f"GPU-{ask(index).uuid}"
 
 
 def _current_cuda_uuid() -> str | None:

@@ -1,23 +1,22 @@
-"""`Memory`: what a worker holds of its broker, as torch code sees it. Synchronous, thread-safe, one a process and device."""
+"""`Memory`: what a worker leases from its broker, as torch code sees it. Synchronous, thread-safe."""
 
 import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from vrambroker.broker.core.errors import WrongState
 from vrambroker.client import discovery, native
-from vrambroker.client.rpc import Control
-from vrambroker.client.status import Status
 
 if TYPE_CHECKING:
     import torch
+
     from vrambroker.client.placing import Placeable
+    from vrambroker.client.status import Status
 
 Contents = Literal["keep", "drop", "zero"]
 Placed = TypeVar("Placed", bound="Placeable")
@@ -31,24 +30,24 @@ class Memory:
     Memory is leased under a *tag*. A tag is paused and resumed as a whole; its tensors keep their addresses throughout.
     Touching memory of a paused tag is a fault of the process (SIGSEGV), as it is on a GPU.
 
-    Timeouts are in seconds; 0 means at once: only what is certain is waited for. Every method may raise `BrokerLost` (the
-    daemon went away: what is resident stays usable), `WrongState` (closed, or in a child forked from the process that
-    connected) and `InvalidArgument`; a method that raises has changed nothing.
+    Timeouts are in seconds; 0 means at once: only what is certain is waited for. Every method may raise `BrokerLost`
+    (the daemon went away: what is resident stays usable), `WrongState` (closed, or in a child forked from the process
+    that connected) and `InvalidArgument`; a method that raises has changed nothing.
     """
 
-    def __init__(self, *, endpoint: discovery.Endpoint, client: native.Client, asked_name: str) -> None:
+    def __init__(self, *, endpoint: discovery.Endpoint, client: native.Client) -> None:
         """For `connect` alone."""
+        from vrambroker.client.rpc import Control
+
         self._endpoint = endpoint
         self._client = client
-        self._asked_name = asked_name
         self._info = client.info()
-        self._pid = os.getpid()
-        self._users = 1
+        self._closed = False
         self._leases: dict[tuple[str, str], native.Lease] = {}
         self._control = Control(endpoint, token=self._token)
 
     def __repr__(self) -> str:
-        state = "" if self._users else ", closed"
+        state = ", closed" if self._closed else ""
         return f"<vrambroker Memory {self.name!r} on {self.device}{state}>"
 
     @property
@@ -82,8 +81,8 @@ class Memory:
     ) -> "torch.Tensor":
         """Return an uninitialised contiguous tensor in leased memory (under `zero` it reads as zero).
 
-        `dtype` is torch's default unless given. Its memory can't be resized. It goes back when torch drops the last tensor
-        over it, in any state of the tag, also after `close`. A tensor without elements has no memory.
+        `dtype` is torch's default unless given. Its memory can't be resized. It goes back when torch drops the last
+        tensor over it, in any state of the tag, also after `close`. A tensor without elements has no memory.
         Raises `OutOfDeviceMemory` at once if idle memory can't cover it, `WrongState` if the tag is paused.
         """
         import torch
@@ -104,12 +103,12 @@ class Memory:
         grads: bool = False,
         timeout: float = TIMEOUT_S,
     ) -> Placed:
-        """Move a module's parameters and buffers, or tensors (also in lists, tuples, dicts), into leased memory, in place.
+        """Move a module's parameters and buffers, or tensors (also in lists, tuples, dicts), to leased memory.
 
-        Every Parameter and tensor stays the same object with its values, strides, offset and `requires_grad`; those that
-        shared a storage share the new one. Whole storages move. With `grads`, the gradients that are there move as well;
-        later ones are wherever the backward pass makes them. Tensors over the same memory that were not given, such as an
-        earlier `parameter.data` or a numpy view, stay over the old memory.
+        It happens in place: every Parameter and tensor stays the same object with its values, strides, offset and
+        `requires_grad`; those that shared a storage share the new one. Whole storages move. With `grads`, the gradients
+        that are there move as well; later ones are wherever the backward pass makes them. Tensors over the same memory
+        that were not given, such as an earlier `parameter.data` or a numpy view, stay over the old memory.
         Returns `what`. Raises `InvalidArgument` for a tensor without plain strided memory on the host, and what `empty`
         raises; then nothing has moved.
         """
@@ -120,14 +119,15 @@ class Memory:
         return what
 
     @contextmanager
-    def region(self, tag: str, contents: Contents = "keep", *, timeout: float = TIMEOUT_S) -> Iterator[None]:
+    def region(self, tag: str, contents: Contents = "keep", *, timeout: float = TIMEOUT_S) -> Generator[None]:
         """Lease what this thread's torch operators allocate in the block, under the tag; also a decorator.
 
         Of nested regions the innermost counts; other threads allocate as ever. On `host` it covers the storages that
         operators make: parameters, results, and gradients of a backward pass begun in the block. Not covered are memory
         that torch did not allocate itself (numpy, `torch.load`, mapped files; see `place`), `copy.deepcopy` of a plain
         tensor, and what has no plain strided memory. Memory leased here can't be resized.
-        Raises `WrongState` if the tag is paused; in the block, an operator that finds no room raises `OutOfDeviceMemory`.
+        Raises `WrongState` if the tag is paused; in the block, an operator that finds no room raises
+        `OutOfDeviceMemory`.
         """
         from vrambroker.client import tensors
         from vrambroker.client.torch_host import RegionMode
@@ -146,9 +146,10 @@ class Memory:
     def pause(self, *tags: str, release: bool = False, timeout: float = TIMEOUT_S) -> None:
         """Let the broker take these tags' memory when somebody needs it (all of this object's tags, if none are named).
 
-        Costs nothing until then. The caller has seen to it that no other thread works on the memory. With `release`, returns
-        when it has left. Pausing what is paused is no error.
-        Raises `NotQuiescent` if a `use` scope is open, `OutOfHostMemory` if contents to be kept have no place, `UnknownTag`.
+        Costs nothing until then. The caller has seen to it that no other thread works on the memory. With `release`,
+        returns when it has left. Pausing what is paused is no error.
+        Raises `NotQuiescent` if a `use` scope is open, `OutOfHostMemory` if contents to be kept have no place,
+        `UnknownTag`.
         """
         named = tags or self.tags
         if named:
@@ -165,11 +166,11 @@ class Memory:
         return self._client.resume(named, timeout_s=timeout) if named else {}
 
     @contextmanager
-    def use(self, *tags: str, name: str = "use") -> Iterator[None]:
+    def use(self, *tags: str, name: str = "use") -> Generator[None]:
         """Hold these tags resident in the block (all of this object's tags, if none are named).
 
-        A session that has such scopes can be paused from outside: that waits until no scope on the tag is open. Scopes nest,
-        and any number of threads may be in them. `name` is what an operator is told while it waits.
+        A session that has such scopes can be paused from outside: that waits until no scope on the tag is open. Scopes
+        nest, and any number of threads may be in them. `name` is what an operator is told while it waits.
         Raises `WrongState` if a tag is paused or about to be, and nothing is entered.
         """
         named = tags or self.tags
@@ -182,7 +183,7 @@ class Memory:
         finally:
             self._client.use_exit(named, name)
 
-    def status(self) -> Status:
+    def status(self) -> "Status":
         """Return what the broker knows of everybody: device, sessions, queue, host memory."""
         self._check_open()
         return self._control.status()
@@ -199,10 +200,13 @@ class Memory:
     def close(self) -> None:
         """End the use of this object, as often as `connect` returned it.
 
-        Tensors that are alive stay valid and resident as they were; their memory goes back as they die, and the session ends
-        with the last of them. Closing once more than connected is no error, nor is closing in a forked child.
+        Tensors that are alive stay valid and resident as they were; their memory goes back as they die, and the session
+        ends with the last of them. Closing once more than connected is no error, nor is closing in a forked child.
         """
-        _attached.release(self)
+        if _attachments.release(self):
+            self._closed = True
+            self._control.close()
+            self._client.close()
 
     def __enter__(self) -> Self:
         """Return itself; the end of the block closes it."""
@@ -224,40 +228,49 @@ class Memory:
     def _check_open(self) -> None:
         # The control plane would answer anybody; the native client knows whether this object is closed or not ours.
         self._client.info()
-        if not self._users:
+        if self._closed:
             raise WrongState(message=f"{self!r} is closed: connect again", session=self.name, state="closed")
 
 
-class _Attached:
-    """The Memory of each device that this process is attached to."""
+@dataclass(slots=True, kw_only=True)
+class _Attachment:
+    """One Memory of this process, under the name that was asked for, and how often `connect` returned it."""
+
+    memory: Memory
+    asked_name: str
+    users: int = 1
+
+
+class _Attachments:
+    """What this process is attached to, by device."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_device: dict[str, Memory] = {}
+        self._by_device: dict[str, _Attachment] = {}
         os.register_at_fork(after_in_child=self._forget)
 
     def attach(self, name: str, device: str | None, timeout_s: float) -> Memory:
         endpoint = discovery.find(device)
         with self._lock:
             there = self._by_device.get(endpoint.device)
-            if there is not None:
-                return _joined(there, name)
-            memory = Memory(endpoint=endpoint, client=_open_client(endpoint, name, timeout_s), asked_name=name)
-            self._by_device[endpoint.device] = memory
-            return memory
+            if there is None:
+                memory = Memory(endpoint=endpoint, client=_open_client(endpoint, name, timeout_s))
+                there = self._by_device[endpoint.device] = _Attachment(memory=memory, asked_name=name, users=0)
+            if there.asked_name != name:
+                raise _attached_otherwise(there, name)
+            there.users += 1
+            return there.memory
 
-    def release(self, memory: Memory) -> None:
-        if memory._pid != os.getpid():
-            return
+    def release(self, memory: Memory) -> bool:
+        """Whether this was the last use of a Memory of this process."""
         with self._lock:
-            if memory._users == 0:
-                return
-            memory._users -= 1
-            if memory._users:
-                return
-            self._by_device.pop(memory.device, None)
-        memory._control.close()
-        memory._client.close()
+            there = self._by_device.get(memory.device)
+            if there is None or there.memory is not memory:
+                return False
+            there.users -= 1
+            if there.users == 0:
+                del self._by_device[memory.device]
+            return there.users == 0
 
     def _forget(self) -> None:
         # A lock held by another thread at the fork would stay locked here, and the parent's sessions are not ours.
@@ -265,19 +278,16 @@ class _Attached:
         self._by_device = {}
 
 
-_attached = _Attached()
+_attachments = _Attachments()
 
 
-def _joined(memory: Memory, name: str) -> Memory:
-    if memory._asked_name != name:
-        raise WrongState(
-            message=f"this process is attached to {memory.device} as {memory._asked_name!r} already: "
-            f"it can't be {name!r} as well",
-            session=memory._asked_name,
-            state="attached",
-        )
-    memory._users += 1
-    return memory
+def _attached_otherwise(there: _Attachment, name: str) -> WrongState:
+    return WrongState(
+        message=f"this process is attached to {there.memory.device} as {there.asked_name!r} already: "
+        f"it can't be {name!r} as well",
+        session=there.asked_name,
+        state="attached",
+    )
 
 
 def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> native.Client:
@@ -292,18 +302,21 @@ def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> n
 
 def client_version() -> str:
     """Return this package's version, `0` where it runs uninstalled."""
+    from importlib import metadata
+
     try:
-        return installed_version("vrambroker")
-    except PackageNotFoundError:
+        return metadata.version("vrambroker")
+    except metadata.PackageNotFoundError:
         return "0"
 
 
 def connect(name: str, device: str | None = None, *, timeout: float = TIMEOUT_S) -> Memory:
     """Attach this process, as `name`, to the broker of a device; `Memory.close` ends it.
 
-    `device`: `host` (= `host:0`), `host:N`, `cuda:N`, a GPU's UUID; None for the only one there, or torch's current GPU.
-    A process is one session a device: connecting again with the same name returns the same object, to be closed as often.
-    Raises `BrokerUnavailable` (no daemon: says how to start one), `VersionMismatch`, `InvalidArgument`, and `WrongState` for
-    another name than this process has on that device.
+    `device`: `host` (= `host:0`), `host:N`, `cuda:N`, a GPU's UUID; None for the only one there, or torch's current
+    GPU. A process is one session a device: connecting again with the same name returns the same object, to be closed as
+    often.
+    Raises `BrokerUnavailable` (no daemon: says how to start one), `VersionMismatch`, `InvalidArgument`, and
+    `WrongState` for another name than this process has on that device.
     """
-    return _attached.attach(name, device, timeout)
+    return _attachments.attach(name, device, timeout)

@@ -9,10 +9,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cache
-from importlib.resources import as_file, files
+from importlib import resources
 
 from vrambroker.broker.core import errors
 
@@ -149,9 +149,9 @@ def library() -> ctypes.CDLL:
 
     Raises `BrokerUnavailable` if it is not there, `VersionMismatch` if it is of another ABI.
     """
-    resource = files("vrambroker") / "_native" / "libvrambroker.so"
+    resource = resources.files("vrambroker") / "_native" / "libvrambroker.so"
     try:
-        with as_file(resource) as path:
+        with resources.as_file(resource) as path:
             loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise errors.BrokerUnavailable(
@@ -198,14 +198,12 @@ def contents_number(contents: str) -> int:
     """Return `vrb_contents` for a policy's name. Raises `InvalidArgument`."""
     number = _CONTENTS.get(contents)
     if number is None:
-        raise errors.InvalidArgument(
-            message=f"contents {contents!r}: expected keep, drop or zero", argument="contents"
-        )
+        raise errors.InvalidArgument(message=f"contents {contents!r}: expected keep, drop or zero", argument="contents")
     return number
 
 
 class Client:
-    """One attached native client (`vrb_client`). Thread-safe. Ownership: the library's; it lives until the process ends."""
+    """One attached native client (`vrb_client`). Thread-safe. Ownership: the library's, until the process ends."""
 
     def __init__(self, *, socket_path: str, name: str, device: str, version: str, timeout_s: float) -> None:
         """Attach this process. `device` is the kind of device, `host` or `cuda`."""
@@ -242,7 +240,7 @@ class Client:
     def stats(self) -> Stats:
         raw = _Stats()
         self._call("vrb_get_stats", byref(raw))
-        return Stats(**{name: int(getattr(raw, name)) for name, _ in _Stats._fields_})
+        return Stats(**{field.name: int(getattr(raw, field.name)) for field in fields(Stats)})
 
     def open_lease(self, tag: str, contents: str) -> "Lease":
         """Find or make the range for a tag and policy; asks the daemon for nothing."""
@@ -346,11 +344,19 @@ def exception_of(status: Status, *, name: str, message: str, subject: str, detai
 
 def _refusal(name: str, message: str, detail: bytes) -> errors.BrokerError:
     if detail:
-        from vrambroker.broker.adapters import error_detail
-
-        return error_detail.decode(detail)
+        return decoded(detail)
     # The detail is left out when it is too long for vrb_error; the class and the message are still the daemon's.
     found: object = getattr(errors, name, None)
     if isinstance(found, type) and issubclass(found, errors.BrokerError):
         return found(message=message)
     return errors.DriverFailed(message=f"{name}: {message}", driver_call="libvrambroker", driver_result=name)
+
+
+def decoded(detail: bytes) -> errors.BrokerError:
+    """Return the error in a serialized `vrambroker.v1.ErrorDetail`, as the daemon raised it."""
+    from vrambroker.broker.adapters.error_detail import from_detail
+    from vrambroker.v1 import broker_pb2
+
+    message = broker_pb2.ErrorDetail()
+    message.ParseFromString(detail)
+    return from_detail(message)

@@ -4,15 +4,16 @@ The objects stay who they are; what changes is where their bytes lie. The unit t
 that shared one share the new one, at the same offsets and strides.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.client.tensors import Allocate, is_plain, tensor_over
 
-Placeable = torch.nn.Module | torch.Tensor | Mapping[str, "Placeable"] | list["Placeable"] | tuple["Placeable", ...]
+Placeable = torch.nn.Module | torch.Tensor | Mapping[str, "Placeable"] | Sequence["Placeable"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,17 +62,17 @@ def _plan(named: Iterable[tuple[str, torch.Tensor]]) -> list[_Move]:
     return list(moves.values())
 
 
-def _named_tensors(what: Placeable, name: str, *, grads: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def _named_tensors(what: object, name: str, *, grads: bool) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(what, torch.nn.Module):
         for inner, tensor in (*what.named_parameters(), *what.named_buffers()):
             yield from _with_grad(f"{name}{inner}", tensor, grads=grads)
     elif isinstance(what, torch.Tensor):
         yield from _with_grad(name, what, grads=grads)
     elif isinstance(what, Mapping):
-        for key, entry in what.items():
+        for key, entry in cast(Mapping[object, object], what).items():
             yield from _named_tensors(entry, f"{name}[{key!r}]", grads=grads)
     elif isinstance(what, (list, tuple)):
-        for index, entry in enumerate(what):
+        for index, entry in enumerate(cast(Sequence[object], what)):
             yield from _named_tensors(entry, f"{name}[{index}]", grads=grads)
     else:
         raise InvalidArgument(
@@ -89,11 +90,7 @@ def _with_grad(name: str, tensor: torch.Tensor, *, grads: bool) -> Iterator[tupl
 
 
 def _moved(tensor: torch.Tensor, new: torch.UntypedStorage) -> torch.Tensor:
-    there = tensor_over(new, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
-    # The bits that say "read me conjugated, negated" belong to the tensor, not to its bytes.
-    if tensor.is_conj():
-        there = there.conj()
-    return torch._neg_view(there) if tensor.is_neg() else there
+    return tensor_over(new, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
 def _switch(fresh: list[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -1,7 +1,7 @@
 """The control plane from Python: status, the event stream, marks, and other sessions' tags, over gRPC.
 
 gRPC is imported and a channel opened when first needed, once per process: a forked child gets a channel of its own.
-Calls that change something name their caller by a token: a session has one, and `Operator` gets one without a session.
+Calls that change something name their caller by a token: a session has one, `OperatorHandshake` gets one for others.
 """
 
 import os
@@ -20,12 +20,13 @@ from vrambroker.broker.core.errors import (
     VersionMismatch,
     WaitExpired,
 )
+from vrambroker.client import native
 from vrambroker.client.discovery import Endpoint
-from vrambroker.client.native import milliseconds
 from vrambroker.client.status import Status, StreamEvent, event_of, status_of
 
 if TYPE_CHECKING:
     import grpc
+
     from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
 TOKEN_KEY = "vrambroker-token-bin"
@@ -51,15 +52,16 @@ Answer = TypeVar("Answer")
 class Control:
     """The control plane of one device's broker. Synchronous, thread-safe, and good in a forked child.
 
-    Ownership: whoever makes it closes it. Every method raises the daemon's error as its class, `BrokerUnavailable` if no
-    daemon answers, `BrokerLost` if it went away and did not come back within `RECONNECT_TIMEOUT_S`.
+    Ownership: whoever makes it closes it. Every method raises the daemon's error as its class, `BrokerUnavailable` if
+    no daemon answers, `BrokerLost` if it went away and did not come back within `RECONNECT_TIMEOUT_S`.
     """
 
     def __init__(self, endpoint: Endpoint, *, token: Callable[[], bytes]) -> None:
         """`token` is asked at each call that needs one."""
         self._endpoint = endpoint
         self._token = token
-        # By process: a child forgets its parent's channel and never closes it, since the threads behind it are not there.
+        # By process: a child forgets its parent's channel and never closes it, since the threads behind it are not
+        # there.
         self._channels: dict[int, grpc.Channel] = {}
         self._answered = False
 
@@ -75,12 +77,17 @@ class Control:
     ) -> tuple[int, ...]:
         """Pause tags of a session (empty: the caller's own); returns the leases it concerned.
 
-        `timeout_s` bounds the wait for open `use` scopes. Raises `NotQuiescent` if the session has none, or they stay open.
+        `timeout_s` bounds the wait for open `use` scopes. Raises `NotQuiescent` if the session has none, or they stay
+        open.
         """
         from vrambroker.v1 import broker_pb2
 
         request = broker_pb2.PauseRequest(
-            request_id=_request_id(), session=session, tags=tags, release=release, timeout_ms=milliseconds(timeout_s)
+            request_id=_request_id(),
+            session=session,
+            tags=tags,
+            release=release,
+            timeout_ms=native.milliseconds(timeout_s),
         )
         answer = self._ask(lambda stub: stub.Pause, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S)
         return tuple(answer.leases)
@@ -90,7 +97,7 @@ class Control:
         from vrambroker.v1 import broker_pb2
 
         request = broker_pb2.ResumeRequest(
-            request_id=_request_id(), session=session, tags=tags, timeout_ms=milliseconds(timeout_s)
+            request_id=_request_id(), session=session, tags=tags, timeout_ms=native.milliseconds(timeout_s)
         )
         answer = self._ask(lambda stub: stub.Resume, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S)
         same: dict[str, bool] = {}
@@ -108,7 +115,7 @@ class Control:
     def watch(self, *, history: bool = False, until_now: bool = False) -> Iterator[StreamEvent]:
         """Yield what happens, in order; with `history` what the daemon remembers first, with `until_now` only that.
 
-        Blocks between events; closing the iterator, also from another thread by `close()`, ends the stream.
+        Blocks between events. The stream ends when the iterator is closed, or `close` is called from another thread.
         """
         import grpc
 
@@ -121,7 +128,9 @@ class Control:
                 self._answered = True
                 yield event_of(message)
         except grpc.RpcError as error:
-            raise self._exception_of(error) from error
+            # Cancelled is what `close` makes of a stream that another thread is reading.
+            if _code_of(error) is not grpc.StatusCode.CANCELLED:
+                raise self._exception_of(error) from error
         finally:
             stream.cancel()
 
@@ -175,7 +184,7 @@ class Control:
 
         detail = _detail_of(error)
         if detail is not None:
-            return _decoded(detail)
+            return native.decoded(detail)
         code, text = _code_of(error), _text_of(error)
         if (code is grpc.StatusCode.UNAVAILABLE and self._answered) or lost:
             return BrokerLost(
@@ -191,32 +200,34 @@ class Control:
         return DriverFailed(message=f"gRPC: {code.name}: {text}", driver_call="grpc", driver_result=code.name)
 
 
-class Operator(Control):
-    """The control plane for a process that is no session: an operator's tool, an orchestrator.
+class OperatorHandshake:
+    """A token for a process that is no session (HANDLES.md, role 2): an operator's tool, an orchestrator.
 
-    Shakes hands (HANDLES.md, role 2) before the first call that needs a token, and holds that connection until `close`.
+    The daemon ties it to this process and to a connection, held here until `close`; if the daemon was started again, or
+    in a forked child, `token` shakes hands anew. Ownership: whoever makes it closes it.
     """
 
     def __init__(self, endpoint: Endpoint, *, version: str, timeout_s: float = 5.0) -> None:
-        super().__init__(endpoint, token=self._token_here)
+        """Shake hands. Raises `BrokerUnavailable`, `VersionMismatch`, or what the daemon refuses with."""
+        self._endpoint = endpoint
         self._version = version
         self._timeout_s = timeout_s
-        # By process, as the daemon ties a token to the process that shook hands.
-        self._handshakes: dict[int, _Handshake] = {}
+        self._by_process = {os.getpid(): _shake_hands(endpoint, version, timeout_s)}
+
+    @property
+    def token(self) -> bytes:
+        """The token of this process, good now. Raises as the constructor does."""
+        pid = os.getpid()
+        handshake = self._by_process.get(pid)
+        if handshake is None or handshake.is_over():
+            handshake = self._by_process[pid] = _shake_hands(self._endpoint, self._version, self._timeout_s)
+        return handshake.token
 
     def close(self) -> None:
-        """Close the channel and void the token."""
-        super().close()
-        handshake = self._handshakes.pop(os.getpid(), None)
+        """Void the token."""
+        handshake = self._by_process.pop(os.getpid(), None)
         if handshake is not None:
             handshake.connection.close()
-
-    def _token_here(self) -> bytes:
-        pid = os.getpid()
-        handshake = self._handshakes.get(pid)
-        if handshake is None or handshake.is_over():
-            handshake = self._handshakes[pid] = _shake_hands(self._endpoint, self._version, self._timeout_s)
-        return handshake.token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +238,7 @@ class _Handshake:
     token: bytes
 
     def is_over(self) -> bool:
-        """Whether the daemon has closed the connection; it sends operators nothing, so whatever is there means the end."""
+        """Whether the daemon has closed the connection; it sends operators nothing, so anything there is the end."""
         try:
             self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -270,7 +281,7 @@ def _welcome(connection: socket.socket, endpoint: Endpoint, version: str) -> rec
             client_version=version,
         ) from error
     if isinstance(answer, records.Error):
-        raise _decoded(answer.detail)
+        raise native.decoded(answer.detail)
     assert isinstance(answer, records.Welcome)
     return answer
 
@@ -286,12 +297,6 @@ def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
 
 def _request_id() -> str:
     return uuid4().hex
-
-
-def _decoded(detail: bytes) -> BrokerError:
-    from vrambroker.broker.adapters import error_detail
-
-    return error_detail.decode(detail)
 
 
 def _is_lost(error: "grpc.RpcError") -> bool:
@@ -317,7 +322,5 @@ def _detail_of(error: "grpc.RpcError") -> bytes | None:
 
     if not isinstance(error, grpc.Call):
         return None
-    for key, value in error.trailing_metadata() or ():
-        if key == ERROR_KEY and isinstance(value, bytes):
-            return value
-    return None
+    trailing: Any = error.trailing_metadata() or ()
+    return next((value for key, value in trailing if key == ERROR_KEY and isinstance(value, bytes)), None)

@@ -214,4 +214,4 @@ def _state_name(number: "broker_pb2.LeaseState.ValueType") -> str:
 
     if number == broker_pb2.LEASE_STATE_UNSPECIFIED:
         return ""
-    return broker_pb2.LeaseState.Name(number).removeprefix("LEASE_STATE_").lower()
+    return str(broker_pb2.LeaseState.Name(number)).removeprefix("LEASE_STATE_").lower()

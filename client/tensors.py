@@ -1,15 +1,17 @@
-"""Tensors over leased memory: a `DLManagedTensor` of the native client becomes a torch storage that frees itself natively."""
+"""Tensors over leased memory: a `DLManagedTensor` of the native client becomes a storage that frees itself natively."""
 
 import ctypes
 import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.client.native import Lease
 
-# DLPack's name for a capsule that nobody has consumed; PyCapsule_New keeps the pointer, so the bytes live as long as we do.
+# DLPack's name for a capsule that nobody has consumed; PyCapsule_New keeps the pointer, so the bytes live as long as we
+# do.
 _CAPSULE_NAME = b"dltensor"
 
 _capsule_new = ctypes.pythonapi.PyCapsule_New
@@ -28,7 +30,7 @@ def leased_storage(lease: Lease, size_bytes: int, *, timeout_s: float) -> torch.
     """
     managed = lease.byte_tensor(size_bytes, timeout_s=timeout_s)
     try:
-        tensor: torch.Tensor = torch.from_dlpack(_capsule_new(managed, _CAPSULE_NAME, None))
+        tensor: torch.Tensor = from_dlpack(_capsule_new(managed, _CAPSULE_NAME, None))
     except BaseException:
         _delete(managed)
         raise
@@ -64,24 +66,24 @@ def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype) -> torch
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is strided, on the CPU and over a storage of its own: what can be moved by copying its bytes."""
+    """Whether the tensor is strided, on the CPU and over a storage: what can be moved by copying its bytes."""
     return (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"
         and not tensor.is_quantized
         and not tensor.is_nested
-        and not torch._is_functional_tensor(tensor)
+        and not tensor.is_conj()
+        and not tensor.is_neg()
         and _dispatches_plainly(type(tensor))
     )
 
 
 def _dispatches_plainly(kind: type) -> bool:
     # FakeTensor, DTensor and their like are wrappers: what they call their storage is not where their data is.
-    return kind in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) or (
-        getattr(kind, "__torch_dispatch__", None) is torch._C._disabled_torch_dispatch_impl
-    )
+    return getattr(kind, "__torch_dispatch__", None) is _PLAIN_DISPATCH
 
 
+_PLAIN_DISPATCH: object = getattr(torch.Tensor, "__torch_dispatch__", None)
 _QUANTISED = frozenset((torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4))
 
 

@@ -7,7 +7,7 @@ in-place results and memory that torch did not allocate itself are left as they 
 
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,14 +41,15 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
-class RegionMode(TorchDispatchMode):
+class RegionMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, what this thread's operators allocate on the CPU comes from `allocate`.
 
-    Of nested regions the innermost acts. The mode belongs to the thread that enters it, and to backward passes begun there.
+    Of nested regions the innermost acts. The mode belongs to the thread that enters it, and to backward passes begun
+    there.
     """
 
     def __init__(self, allocate: Allocate) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._allocate = allocate
 
     def __torch_dispatch__(
@@ -109,6 +110,6 @@ def _walk(values: Iterable[Any]) -> Iterator[Any]:
     # Operators take and give tensors, lists and tuples of them, and no deeper containers.
     for value in values:
         if isinstance(value, (list, tuple)):
-            yield from _walk(value)
+            yield from _walk(cast(Iterable[Any], value))
         else:
             yield value
