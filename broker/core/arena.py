@@ -1,9 +1,9 @@
 """The arena: host memory where kept contents are parked, as files per domain and extents in them.
 
-An extent is as long as the slot it is for, aligned to its own length, and within one file, so that copies are cut at the same
-borders everywhere. Free room is kept as aligned blocks of the frame sizes, which split and merge; asking whether a set of
-contents fits is arithmetic on their numbers. Only what is populated by the daemon's order is used, and all of it counts
-against the budget, from the moment a file is ordered until it is gone.
+An extent is as long as the slot it is for, aligned to its own length, and within one file, so that copies are cut at
+the same borders everywhere. Free room is kept as aligned blocks of the frame sizes, which split and merge; asking
+whether a set of contents fits is arithmetic on their numbers. Only what is populated by the daemon's order is used,
+and all of it counts against the budget, from the moment a file is ordered until it is gone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ class Use:
     punching: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class ArenaFile:
     """`waiting`: leases whose recall waits until the file is populated."""
 
@@ -148,7 +148,9 @@ class Arena:
         return sum(size * number for size, number in numbers.items()) + self.budget_bytes - self.size_bytes
 
     def files_needed(self, domain: Domain, need: Mapping[int, int]) -> tuple[int, ...] | None:
-        """Return the sizes of the files that must be made so that all of the need fits, or None if the budget forbids it."""
+        """Return the sizes of the files that must be made so that all of the need fits, or None if the budget forbids
+        it.
+        """
         numbers = self._blocks[domain].numbers() if domain in self._blocks else dict.fromkeys(self._sizes, 0)
         spare_bytes = self.budget_bytes - self.size_bytes
         made: list[int] = []

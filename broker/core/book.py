@@ -1,7 +1,8 @@
 """The book: all that the broker knows while it works, and the few ways to write in it that every handler shares.
 
-Handlers change the book and note what they have stirred: leases touched, tickets to look at again, supply that has grown. The
-settlement at the end of each event (`settlement.py`) follows those notes, so that no handler calls another one back.
+Handlers change the book and note what they have stirred: leases touched, tickets to look at again, supply that has
+grown. The settlement at the end of each event (`settlement.py`) follows those notes, so that no handler calls another
+one back.
 """
 
 import heapq
@@ -45,9 +46,11 @@ WORTH_A_LINE = (OutOfDeviceMemory, OutOfHostMemory, WaitExpired, NotQuiescent, Q
 """Refusals that whoever watches wants to hear of; the others are the caller's own mistakes."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class PauseOrder:
-    """A pause that waits for the session's gates to close. `asked`: the tags in the order; `tags`: all that the call names."""
+    """A pause that waits for the session's gates to close. `asked`: the tags in the order; `tags`: all that the call
+    names.
+    """
 
     order: OrderId
     call: CallId
@@ -60,7 +63,7 @@ class PauseOrder:
     busy_scope: str = ""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Release:
     """A pause that has taken effect and waits until the frames of these leases have left."""
 
@@ -105,9 +108,7 @@ class Book:
         self.claims: dict[int, TicketId] = {}
         self.orders: dict[OrderId, PauseOrder] = {}
         self.waits: dict[CallId, Ticket | PauseOrder | Release] = {}
-        self.requests = Requests(
-            remembered_max=limits.requests_remembered_max, strangers_max=limits.sessions_max
-        )
+        self.requests = Requests(remembered_max=limits.requests_remembered_max, strangers_max=limits.sessions_max)
         self.effects: list[Effect] = []
         self.touched: dict[LeaseId, str] = {}
         self.told: dict[LeaseId, Told] = {}
@@ -235,7 +236,9 @@ class Book:
         return self._expirable(heapq.heappop(self._deadlines)[1])
 
     def _expirable(self, call: CallId) -> Ticket | PauseOrder | None:
-        """A deadline bounds the wait for room and for quiet; what has been granted is on its way and is not cut short."""
+        """A deadline bounds the wait for room and for quiet; what has been granted is on its way and is not cut
+        short.
+        """
         match self.waits.get(call):
             case Ticket(stage=Stage.QUEUED | Stage.ADMITTED) as ticket:
                 return ticket

@@ -1,9 +1,10 @@
 """The broker: every event goes in here, and what the world is to do comes out. Pure: no clock, no I/O, no chance.
 
-`handle` looks up what an event means, lets its handler change the book, and settles what that has stirred. A call that is
-refused has changed nothing, since every handler raises before it writes.
+`handle` looks up what an event means, lets its handler change the book, and settles what that has stirred. A call
+that is refused has changed nothing, since every handler raises before it writes.
 """
 
+from itertools import pairwise
 from typing import assert_never
 
 from vrambroker.broker.core import (
@@ -62,20 +63,15 @@ class Broker:
         self._book = Book(limits)
 
     def handle(self, event: ev.Event, now: Instant) -> list[Effect]:
-        """Take note of what happened and return what is to be done, in order. Time never goes back: an earlier `now` is the last one."""
+        """Take note of what happened and return what is to be done, in order. Time never goes back: an earlier `now`
+        is the last one.
+        """
         book = self._book
         book.now = max(book.now, now)
         before = settlement.totals(book)
         match event:
             case (
-                ev.Attach()
-                | ev.Detach()
-                | ev.Lease()
-                | ev.Claim()
-                | ev.Return()
-                | ev.Pause()
-                | ev.Resume()
-                | ev.Mark()
+                ev.Attach() | ev.Detach() | ev.Lease() | ev.Claim() | ev.Return() | ev.Pause() | ev.Resume() | ev.Mark()
             ):
                 _call(book, event)
             case ev.Reattach():
@@ -116,7 +112,7 @@ class Broker:
 def _require_sound(limits: Limits) -> None:
     sizes = limits.frame_sizes_bytes
     invariant(bool(sizes) and sizes[0] > 0, "there is at least one frame size")
-    chained = all(larger > size and larger % size == 0 for size, larger in zip(sizes, sizes[1:], strict=False))
+    chained = all(larger > size and larger % size == 0 for size, larger in pairwise(sizes))
     invariant(chained, "frame sizes ascend, and each divides the next")
     invariant(limits.capacity_bytes > 0 and limits.capacity_bytes % sizes[0] == 0, "the capacity is whole frames")
 
@@ -185,9 +181,7 @@ def _reattach(book: Book, event: ev.Reattach) -> None:
 
 def _mark(book: Book, event: ev.Mark) -> None:
     if not (0 < len(event.label) <= LABEL_LENGTH_MAX and event.label.isprintable()):
-        raise InvalidArgument(
-            message=f"a label is 1 to {LABEL_LENGTH_MAX} printable characters", argument="label"
-        )
+        raise InvalidArgument(message=f"a label is 1 to {LABEL_LENGTH_MAX} printable characters", argument="label")
     book.publish(Kind.MARKED, event.label)
     book.reply(event.call.call, Done())
 

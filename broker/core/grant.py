@@ -1,4 +1,5 @@
-"""Granting: what happens to a ticket from the moment its hold is complete until its frames have arrived, or are back again.
+"""Granting: what happens to a ticket from the moment its hold is complete until its frames have arrived, or are back
+again.
 
 For now a ticket is granted only when everything it needs is in hand; `progress` is the one place that decides this.
 """
@@ -95,9 +96,7 @@ def _send_comeback(book: Book, ticket: Ticket, leases: dict[LeaseId, None]) -> N
 
 def _send(book: Book, ticket: Ticket, lease: Lease, slots: list[Slot]) -> None:
     granted = tuple(_grant(book, ticket, lease, slot) for slot in slots)
-    order = SendGrant(
-        session=lease.session, lease=lease.lease, tag=lease.tag, contents=lease.contents, slots=granted
-    )
+    order = SendGrant(session=lease.session, lease=lease.lease, tag=lease.tag, contents=lease.contents, slots=granted)
     book.emit(order)
 
 
@@ -161,9 +160,7 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
         book.touch(lease, "resumed")
         book.emit(SendLeaseState(session=lease.session, lease=lease.lease, paused=False))
     return Resumed(
-        leases=tuple(
-            ResumedLease(lease=lease.lease, tag=lease.tag, same_pages=not lease.moved) for lease in leases
-        )
+        leases=tuple(ResumedLease(lease=lease.lease, tag=lease.tag, same_pages=not lease.moved) for lease in leases)
     )
 
 

@@ -17,7 +17,7 @@ ABSENT = (SlotState.PARKED, SlotState.DROPPED, SlotState.LEAVING)
 
 
 def needed_bytes(book: Book, ticket: Ticket) -> int:
-    """Return what the ticket takes as things are now; a lease that comes back may have lost or kept frames meanwhile."""
+    """Return what the ticket takes as things are now; a lease may have lost frames meanwhile."""
     match ticket.demand:
         case Growth(parts=parts):
             return bytes_of(parts)

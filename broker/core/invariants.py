@@ -1,4 +1,6 @@
-"""The named invariants: what must hold after every event, each checked against the whole book, counters and indexes included."""
+"""The named invariants: what must hold after every event, each checked against the whole book, counters and indexes
+included.
+"""
 
 from vrambroker.broker.core.arena import ArenaFile, FileState
 from vrambroker.broker.core.book import Book, PauseOrder, Release
@@ -136,7 +138,9 @@ def _parts(book: Book, ticket: Ticket) -> dict[int, int]:
 
 
 def kept_contents_have_a_place(book: Book) -> None:
-    """What must be kept and has left is parked; what must be kept and may be taken has its bytes in the arena set aside."""
+    """What must be kept and has left is parked; what must be kept and may be taken has its bytes in the arena set
+    aside.
+    """
     name = "kept contents have a place"
     for lease in book.leases.values():
         keep = lease.contents is Contents.KEEP

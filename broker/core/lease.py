@@ -1,7 +1,7 @@
 """A lease: what a session holds under one tag and policy. Its state is derived from its slots' and never stored.
 
-Counters by slot state are kept with every step, so that asking for the state or for the bytes costs nothing however many
-slots there are.
+Counters by slot state are kept with every step, so that asking for the state or for the bytes costs nothing however
+many slots there are.
 """
 
 from collections.abc import Iterator
@@ -31,12 +31,13 @@ def _zeroes() -> dict[SlotState, int]:
     return dict.fromkeys(SlotState, 0)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """`takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its frames.
+    """`takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
+    frames.
 
-    `opened`: its owner has been told its number. `lock`: the ticket that brings it back just now; `comebacks` and `growing`
-    are all tickets that name it. `releases`: the pauses that wait until its frames have left.
+    `opened`: its owner has been told its number. `lock`: the ticket that brings it back just now; `comebacks` and
+    `growing` are all tickets that name it. `releases`: the pauses that wait until its frames have left.
     """
 
     lease: LeaseId

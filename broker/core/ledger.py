@@ -8,9 +8,9 @@ At every moment
            + fenced frames + frames being destroyed
     free = pooled frames that nobody has taken + capacity that is no frame at all
 
-Frames that nobody has taken stand on *shelves*, by domain and size, so that taking one costs the same among ten as among ten
-thousand: `pool` (here), `coming` (on their way back, or being made for somebody who no longer wants them) and `melting`
-(being destroyed; what comes of them is capacity).
+Frames that nobody has taken stand on *shelves*, by domain and size, so that taking one costs the same among ten as
+among ten thousand: `pool` (here), `coming` (on their way back, or being made for somebody who no longer wants them)
+and `melting` (being destroyed; what comes of them is capacity).
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,10 @@ from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SessionId, Tick
 from vrambroker.broker.core.snapshot import FramePlace
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Frame:
-    """`ticket`: whose hold it is in, or to whom it is promised. `domain`: who has written to it; nobody, if there is none.
+    """`ticket`: whose hold it is in, or to whom it is promised. `domain`: who has written to it; nobody, if there is
+    none.
 
     `leaving`: lent, and its lease has been decided to give it up.
     """
@@ -192,7 +193,9 @@ class Ledger:
         self._stand(frame)
 
     def vanish(self, frame: Frame) -> None:
-        """Forget a frame that is destroyed, or came never to be: its capacity is free, or reserved if it was promised."""
+        """Forget a frame that is destroyed, or came never to be: its capacity is free, or reserved if it was
+        promised.
+        """
         places = (FramePlace.DESTROYING, FramePlace.CREATING, FramePlace.FENCED)
         invariant(frame.place in places, "only a frame out of use can vanish")
         self._lift(frame)

@@ -118,9 +118,7 @@ def open_ticket(
     session.tickets[ticket.ticket] = None
     book.wait(call, ticket, deadline)
     why = f"{hold.label(book, ticket)} asks for room"
-    book.publish(
-        Kind.TICKET_QUEUED, why, session=session.name, tag=hold.tags(book, ticket), ticket=ticket.ticket
-    )
+    book.publish(Kind.TICKET_QUEUED, why, session=session.name, tag=hold.tags(book, ticket), ticket=ticket.ticket)
     return ticket
 
 
@@ -236,5 +234,3 @@ def leave_comeback(book: Book, ticket: Ticket, demand: Comeback, lease: Lease) -
             ticket.outstanding.pop(slot.slot, None)
     book.supply_grew = True
     book.stir(ticket.ticket)
-
-

@@ -1,7 +1,7 @@
-"""How slow work of the daemon's own ended: frames made and destroyed, files of the arena populated, punched and gone."""
+"""How slow work of the daemon's own ended: frames made and destroyed, arena files populated, punched and gone."""
 
 from vrambroker.broker.core import hold, recall
-from vrambroker.broker.core.arena import Use
+from vrambroker.broker.core.arena import FileState, Use
 from vrambroker.broker.core.attachment import retire_files
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import DriverFailed, OutOfHostMemory, invariant
@@ -14,7 +14,6 @@ from vrambroker.broker.core.events import (
     FrameCreateFailed,
     FrameDestroyed,
 )
-from vrambroker.broker.core.arena import FileState
 from vrambroker.broker.core.ids import FrameId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.ledger import Frame
@@ -66,7 +65,9 @@ def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
 
 
 def arena_file_failed(book: Book, event: ArenaFileFailed) -> None:
-    """Take their place from the leases that had theirs in the file; nobody may count on their frames until they have another."""
+    """Take their place from the leases that had theirs in the file; nobody may count on their frames until they have
+    another.
+    """
     file = book.arena.fail_file(event.file)
     losers: dict[Lease, None] = {}
     for use in file.uses.values():

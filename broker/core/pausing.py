@@ -83,7 +83,8 @@ def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease]
 
 
 def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
-    """Set arena extents aside for all contents that must be kept; raise `OutOfHostMemory` (nothing changed) if they don't fit.
+    """Set arena extents aside for all contents that must be kept; raise `OutOfHostMemory` (nothing changed) if they
+    don't fit.
 
     Returns the leases that got some.
     """

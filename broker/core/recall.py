@@ -1,7 +1,7 @@
 """Recall: taking an idle lease's frames back, once what must be kept has its place.
 
-A recall is decided, then sent: between the two lies the time until the arena's files are populated. One that is only decided
-can still be called off, and is, if nobody needs it any more.
+A recall is decided, then sent: between the two lies the time until the arena's files are populated. One that is only
+decided can still be called off, and is, if nobody needs it any more.
 """
 
 from collections.abc import Iterable

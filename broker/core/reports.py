@@ -1,7 +1,7 @@
 """What agents report: frames that arrived, frames that left.
 
-A report may be late, doubled or wrong, and a client must not be able to bring the daemon down: what is not about a slot of the
-client's own, in the state that the report is about, is passed over.
+A report may be late, doubled or wrong, and a client must not be able to bring the daemon down: what is not about a
+slot of the client's own, in the state that the report is about, is passed over.
 """
 
 from vrambroker.broker.core import grant, hold, recall
@@ -59,9 +59,7 @@ def _missed(book: Book, lease: Lease, slots: list[Slot], failure: str) -> None:
             slot.frame = None
         hold.give_back(book, frame)
     label = book.label_of(lease)
-    error = DriverFailed(
-        message=f"{label} could not be mapped: {failure}", driver_call="map", driver_result=failure
-    )
+    error = DriverFailed(message=f"{label} could not be mapped: {failure}", driver_call="map", driver_result=failure)
     for number in tickets:
         grant.undo(book, book.tickets[number or TicketId(0)], error)
     recall.end_if_done(book, lease)

@@ -1,7 +1,7 @@
 """The memory of mutating calls: the same request id from the same process means the same call, and is answered alike.
 
-A replay of a finished call gets the answer it had; a replay of one under way waits for the same answer. Refusals are not
-remembered, since a refused call changed nothing: its replay is a new try.
+A replay of a finished call gets the answer it had; a replay of one under way waits for the same answer. Refusals are
+not remembered, since a refused call changed nothing: its replay is a new try.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ class Progress(Enum):
 
 
 class Requests:
-    """Idempotency, per process. Processes without a session are remembered up to a number, longest unheard first out."""
+    """Idempotency, per process. Of processes without a session, those heard of last are remembered."""
 
     def __init__(self, *, remembered_max: int, strangers_max: int) -> None:
         self._remembered_max = remembered_max

@@ -76,7 +76,9 @@ def expire(book: Book, ticket: Ticket) -> None:
 
 
 def promisers(book: Book, ticket: Ticket) -> tuple[Holder, ...]:
-    """Return who has yet to let go of what this ticket was promised; its own leases too, if they are on their way out."""
+    """Return who has yet to let go of what this ticket was promised; its own leases too, if they are on their way
+    out.
+    """
     promised: dict[Lease, int] = {}
     for number in (*ticket.hold.exact, *ticket.hold.melting):
         frame = book.frame(number)

@@ -1,8 +1,8 @@
 """Admission and the choice of whose memory is taken: pure functions of the ledger and the idle leases.
 
 A plan covers the whole need or there is none. Memory is taken in this order: pooled frames that fit as they are, free
-capacity, other pooled frames (destroyed for their bytes), frames that are on their way back already, and then whole idle
-leases, longest idle first.
+capacity, other pooled frames (destroyed for their bytes), frames that are on their way back already, and then whole
+idle leases, longest idle first.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -17,7 +17,7 @@ from vrambroker.broker.core.ticket import bytes_of
 
 
 class Reach(Enum):
-    """How far a ticket may go for its frames: to what is free now, or to what is on its way and what is idle as well."""
+    """How far a ticket may go for its frames: to what is free now, or to what is leaving and idle as well."""
 
     FREE = "free"
     ALL = "all"
@@ -79,8 +79,8 @@ def plan(need: Need, supply: Supply, reach: Reach) -> Plan | None:
 class _Draft:
     """A plan in the making.
 
-    `missing`: frames for which nothing is set aside yet; `short_bytes`: how much of the need is not covered by anything. Free
-    capacity and frames to be destroyed cover any need, whatever their sizes.
+    `missing`: frames for which nothing is set aside yet; `short_bytes`: how much of the need is not covered by
+    anything. Free capacity and frames to be destroyed cover any need, whatever their sizes.
     """
 
     def __init__(self, need: Need, ledger: Ledger) -> None:

@@ -1,4 +1,6 @@
-"""A session: one attached process. And the register of them: names, domains, and who is gone but not yet out of reach."""
+"""A session: one attached process. And the register of them: names, domains, and who is gone but not yet out of
+reach.
+"""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +27,7 @@ def require_word(argument: str, value: str, length_max: int) -> None:
         )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Session:
     """`waits`: calls about this session that are not answered yet, whoever made them."""
 
@@ -56,7 +58,7 @@ class Session:
             )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Ended:
     """A session that is over; its frames count as used until their fence is passed."""
 
@@ -90,9 +92,7 @@ class Sessions:
         """Raise `QuotaExceeded` if no further session can attach."""
         most = self._limits.sessions_max
         if len(self.live) >= most:
-            raise QuotaExceeded(
-                message=f"{most} sessions are attached already", limit="sessions_max", limit_value=most
-            )
+            raise QuotaExceeded(message=f"{most} sessions are attached already", limit="sessions_max", limit_value=most)
 
     def name_like(self, name: str) -> str:
         """Return the name, or the first of name-2, name-3, … that no live session has."""

@@ -1,7 +1,8 @@
 """A slot: the place for one frame in a lease, and the one table of what may become of it.
 
-The code executes the table: `follow` is the only way from a state to the next. What a client reports may be stale or wrong,
-so handlers ask first whether the slot is in the state that the report is about; a step that is not listed here is a bug.
+The code executes the table: `follow` is the only way from a state to the next. What a client reports may be stale or
+wrong, so handlers ask first whether the slot is in the state that the report is about; a step that is not listed here
+is a bug.
 """
 
 from collections.abc import Mapping
@@ -58,9 +59,10 @@ def follow(state: SlotState, step: Step) -> SlotState:
     return following
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
-    """`extent` is set aside for the contents; once `copied`, they are in it, and stay there until the lease is resident again.
+    """`extent` is set aside for the contents; once `copied`, they are in it, and stay there until the lease is
+    resident again.
 
     `ticket` is the demand under which the slot's frame was granted, until that demand is met or undone.
     """

@@ -1,8 +1,8 @@
 """A ticket: a demand for frames with a deadline. Its hold: what is set aside for it, in hand or promised.
 
-A ticket is queued and holds nothing, or admitted and its hold covers everything it needs; there is nothing in between. The
-hold is exact: each frame that the ticket needs is in hand, being made, promised as it is, or to be made out of capacity that
-is reserved or that promised frames will leave behind.
+A ticket is queued and holds nothing, or admitted and its hold covers everything it needs; there is nothing in
+between. The hold is exact: each frame that the ticket needs is in hand, being made, promised as it is, or to be made
+out of capacity that is reserved or that promised frames will leave behind.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,9 @@ from vrambroker.broker.core.ids import CallId, FrameId, Instant, LeaseId, Sessio
 
 
 def compose(size_bytes: int, sizes_bytes: tuple[int, ...]) -> dict[int, int]:
-    """Return how many frames of each size make up at least this much: as many of the largest as fit, then smaller ones."""
+    """Return how many frames of each size make up at least this much: as many of the largest as fit, then smaller
+    ones.
+    """
     smallest = sizes_bytes[0]
     rest = -(-size_bytes // smallest) * smallest
     parts: dict[int, int] = {}
@@ -47,16 +49,18 @@ class Growth:
     claimed: bool
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Comeback:
     """Every absent slot of these leases."""
 
     leases: dict[LeaseId, None]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Hold:
-    """`exact`: promised, and of use as they are. `melting`: promised for their bytes; destroyed as soon as they are back."""
+    """`exact`: promised, and of use as they are. `melting`: promised for their bytes; destroyed as soon as they are
+    back.
+    """
 
     in_hand: dict[int, list[FrameId]] = field(default_factory=dict[int, list[FrameId]])
     creating: dict[FrameId, None] = field(default_factory=dict[FrameId, None])
@@ -82,7 +86,7 @@ class Hold:
             yield from frames
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
     """`certain`: it is refused rather than made to wait for anybody's goodwill.
 
