@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import DEADLINE_S, RunningBroker, StartBroker, StartWorker
+
+if TYPE_CHECKING:
+    from tests.process.conftest import RunningBroker, StartBroker, StartWorker
+
+DEADLINE_S = 30.0
 
 HOLDER = """
 import ctypes
@@ -27,7 +31,7 @@ told()
 """
 
 
-def command(broker: RunningBroker, *words: str) -> "subprocess.CompletedProcess[str]":
+def command(broker: "RunningBroker", *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "vrambroker.broker.cli", *words],
         env=broker.environment,
@@ -38,14 +42,14 @@ def command(broker: RunningBroker, *words: str) -> "subprocess.CompletedProcess[
     )
 
 
-def status(broker: RunningBroker) -> list[dict[str, Any]]:
+def status(broker: "RunningBroker") -> list[dict[str, Any]]:
     done = command(broker, "status", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     answer: list[dict[str, Any]] = json.loads(done.stdout)
     return answer
 
 
-def test_status_json_keeps_its_contract(broker: RunningBroker, start_worker: StartWorker) -> None:
+def test_status_json_keeps_its_contract(broker: "RunningBroker", start_worker: "StartWorker") -> None:
     worker = start_worker(HOLDER)
     assert worker.ask("scoped") == "ready"
     (entry,) = status(broker)
@@ -62,7 +66,7 @@ def test_status_json_keeps_its_contract(broker: RunningBroker, start_worker: Sta
     assert {"budget_bytes", "used_bytes"} <= entry["host"].keys()
 
 
-def test_pause_with_release_and_resume_from_outside(broker: RunningBroker, start_worker: StartWorker) -> None:
+def test_pause_with_release_and_resume_from_outside(broker: "RunningBroker", start_worker: "StartWorker") -> None:
     assert start_worker(HOLDER).ask("scoped") == "ready"
     assert command(broker, "pause", "rollout/kv_cache", "--release").returncode == 0
     assert status(broker)[0]["sessions"][0]["tags"][0]["state"] == "parked"
@@ -72,7 +76,7 @@ def test_pause_with_release_and_resume_from_outside(broker: RunningBroker, start
 
 
 def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
-    broker: RunningBroker, start_worker: StartWorker
+    broker: "RunningBroker", start_worker: "StartWorker"
 ) -> None:
     assert start_worker(HOLDER).ask("unscoped") == "ready"
     done = command(broker, "pause", "rollout/kv_cache")
@@ -97,7 +101,7 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    broker: RunningBroker, start_worker: StartWorker, words: tuple[str, ...], code: int, error: str
+    broker: "RunningBroker", start_worker: "StartWorker", words: tuple[str, ...], code: int, error: str
 ) -> None:
     assert start_worker(HOLDER).ask("scoped") == "ready"
     done = command(broker, *words)
@@ -106,21 +110,21 @@ def test_errors_are_one_line_and_an_exit_code(
     assert code == 2 or done.stderr.count("\n") == 1
 
 
-def test_status_without_any_daemon_says_what_to_do(broker: RunningBroker, tmp_path: Path) -> None:
+def test_status_without_any_daemon_says_what_to_do(broker: "RunningBroker", tmp_path: Path) -> None:
     done = command(broker, "status", "--run-dir", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("BrokerUnavailable: ")
     assert "broker serve" in done.stderr
 
 
-def test_a_second_daemon_names_the_first(broker: RunningBroker, start_broker: StartBroker, tmp_path: Path) -> None:
+def test_a_second_daemon_names_the_first(broker: "RunningBroker", start_broker: "StartBroker", tmp_path: Path) -> None:
     done = command(broker, "serve", "--device", broker.device, "--run-dir", str(tmp_path))
     assert done.returncode == 1
     assert str(broker.process.pid) in done.stderr
 
 
 @pytest.mark.parametrize("name", ["out.svg", "out.json"])
-def test_timeline_is_written(broker: RunningBroker, start_worker: StartWorker, tmp_path: Path, name: str) -> None:
+def test_timeline_is_written(broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Path, name: str) -> None:
     assert start_worker(HOLDER).ask("scoped") == "ready"
     out = tmp_path / name
     done = command(broker, "timeline", str(out))
@@ -128,7 +132,7 @@ def test_timeline_is_written(broker: RunningBroker, start_worker: StartWorker, t
     assert "kv_cache" in out.read_text()
 
 
-def test_status_for_people_names_the_holder(broker: RunningBroker, start_worker: StartWorker) -> None:
+def test_status_for_people_names_the_holder(broker: "RunningBroker", start_worker: "StartWorker") -> None:
     assert start_worker(HOLDER).ask("scoped") == "ready"
     done = command(broker, "status")
     assert done.returncode == 0
