@@ -16,8 +16,6 @@ from vrambroker.client.demo.sizes import Size
 from vrambroker.client.demo.watcher import Watcher
 from vrambroker.client.demo.worker import Settings
 from vrambroker.client.discovery import Endpoint
-from vrambroker.client.memory import client_version
-from vrambroker.client.rpc import Operator
 
 ANSWER_SECONDS_MIN = 90.0
 PARAMETERS_PER_SECOND = 1e6
@@ -55,7 +53,7 @@ class Ensemble:
 
     def _watch(self, stack: ExitStack, run_dir: Path) -> Watcher:
         endpoint = Endpoint(device=self.device, directory=run_dir / self.device)
-        watcher = Watcher(Operator(endpoint, version=client_version()))
+        watcher = Watcher(endpoint)
         stack.callback(watcher.close)
         return watcher
 

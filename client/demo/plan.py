@@ -1,7 +1,7 @@
 """What both sides need, by tag, and a capacity that can't hold both at once but is enough for every stage.
 
-Counted from the shapes before anything runs, as the native client will carve its ranges: requests of a mebibyte and more
-are rounded up to 2 MiB, small ones share, and a tag has whole frames. The report's figures are the daemon's, not these.
+Counted from the shapes before anything runs, as the native client will carve its ranges: requests of a mebibyte and
+more are rounded up to 2 MiB, small ones share, and a tag has whole frames. The report's figures are the daemon's.
 """
 
 from collections.abc import Iterable

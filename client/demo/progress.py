@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a status line where there is a terminal, a plain line every few seconds elsewhere."""
+"""What a person sees while it runs: a status line on a terminal, elsewhere a plain line every few seconds."""
 
 import time
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from vrambroker.client.timeline.scale import bytes_text
 class Report:
     """`peak_bytes`: the most that the daemon had lent at once. `need_together_bytes`: the sum of each tag's most.
 
-    `arrived_bytes`: what was lent anew to either side; `copied_*_bytes`: contents parked in host memory and brought back.
+    `arrived_bytes`: what was lent anew to either side; `copied_*_bytes`: contents parked on the host and brought back.
     """
 
     device: str

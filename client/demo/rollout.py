@@ -1,7 +1,7 @@
 """The rollout: its own copy of the weights and a static KV cache, in leased memory, and answers to prompts.
 
-Its tags: `weights` are kept across a pause, `kv_cache` is not worth it. It wakes in two stages: the weights first, to be
-given new values, and the cache once the trainer has let go.
+Its tags: `weights` are kept across a pause, `kv_cache` is not worth it. It wakes in two stages: the weights first, to
+be given new values, and the cache once the trainer has let go.
 """
 
 from collections.abc import Mapping

@@ -3,17 +3,18 @@
 import threading
 
 from vrambroker.broker.core.errors import BrokerError
-from vrambroker.client.rpc import Operator
+from vrambroker.client.discovery import Endpoint
+from vrambroker.client.rpc import Control
 from vrambroker.client.status import Status, StreamEvent
 
 DEVICE_CHANGED = "device_changed"
 
 
 class Watcher:
-    """Follows the event stream on a thread of its own. Ownership: of the operator that it is given."""
+    """Follows the event stream on a thread of its own, and asks; it changes nothing, so it needs no token."""
 
-    def __init__(self, operator: Operator) -> None:
-        self._operator = operator
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._control = Control(endpoint, token=bytes)
         self._events: dict[int, StreamEvent] = {}
         self._lent_bytes = 0
         self._thread = threading.Thread(target=self._follow, name="watcher", daemon=True)
@@ -26,22 +27,22 @@ class Watcher:
 
     def all_events(self) -> list[StreamEvent]:
         """Return every event up to now, also those that are still on their way here."""
-        for event in self._operator.watch(history=True, until_now=True):
+        for event in self._control.watch(history=True, until_now=True):
             self._take(event)
         return [self._events[sequence] for sequence in sorted(self._events)]
 
     def status(self) -> Status:
         """Ask the daemon how things are."""
-        return self._operator.status()
+        return self._control.status()
 
     def close(self) -> None:
         """End the stream and the thread."""
-        self._operator.close()
+        self._control.close()
         self._thread.join(5.0)
 
     def _follow(self) -> None:
         try:
-            for event in self._operator.watch(history=True):
+            for event in self._control.watch(history=True):
                 self._take(event)
                 if event.kind == DEVICE_CHANGED:
                     self._lent_bytes = event.lent_bytes

@@ -63,7 +63,8 @@ def fingerprint(tensor: torch.Tensor) -> int:
 
 
 def _chunks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tensor.detach().reshape(-1).view(torch.int32).split(CHUNK_WORDS)
+    words = tensor.detach().reshape(-1).view(torch.int32)
+    return tuple(words[at : at + CHUNK_WORDS] for at in range(0, words.numel(), CHUNK_WORDS))
 
 
 def _fingerprint(words: torch.Tensor, chunk: int) -> int:
