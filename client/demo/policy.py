@@ -6,6 +6,7 @@ The one file that touches `transformers`; it is imported in the workers only, si
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
 from transformers.cache_utils import StaticLayer
+
 from vrambroker.client.demo import task
 from vrambroker.client.demo.sizes import Size
 

@@ -30,12 +30,24 @@ class Size:
         return self.hidden // self.heads
 
     @property
-    def parameters(self) -> int:
-        """Count the parameters of a Qwen2 model of this shape, embeddings tied (the tests hold it to the real one)."""
+    def parameter_sizes(self) -> tuple[int, ...]:
+        """The elements of each parameter of a Qwen2 of this shape, embeddings tied (tests hold it to the real one)."""
         kv_width = self.kv_heads * self.head_dim
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv_width + self.hidden + 2 * kv_width
-        block = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return self.vocabulary * self.hidden + self.layers * block + self.hidden
+        attention = (self.hidden * self.hidden, self.hidden, *(self.hidden * kv_width, kv_width) * 2)
+        output, norms = self.hidden * self.hidden, (self.hidden, self.hidden)
+        block = (*attention, output, *(self.hidden * self.intermediate,) * 3, *norms)
+        return (self.vocabulary * self.hidden, *block * self.layers, self.hidden)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has."""
+        return sum(self.parameter_sizes)
+
+    @property
+    def cache_sizes(self) -> tuple[int, ...]:
+        """The elements of each tensor of the KV cache."""
+        answers = self.prompts * self.samples
+        return (answers * self.kv_heads * self.head_dim * self.cache_length,) * (2 * self.layers)
 
 
 SIZES = {
