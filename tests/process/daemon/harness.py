@@ -195,4 +195,3 @@ class Daemon:
             self._let_go()
             raise AssertionError(f"the daemon did not come up: {self.log()}")
         self.notified.append(self.notification())
-

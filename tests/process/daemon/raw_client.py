@@ -385,6 +385,4 @@ def _write_pattern(memory: mmap.mmap, size_bytes: int, seed: int) -> None:
 
 
 def _has_pattern(memory: mmap.mmap, size_bytes: int, seed: int) -> bool:
-    return all(
-        _WORD.unpack_from(memory, at)[0] == seed * 1_000_003 + at for at in range(0, size_bytes, _STRIDE_BYTES)
-    )
+    return all(_WORD.unpack_from(memory, at)[0] == seed * 1_000_003 + at for at in range(0, size_bytes, _STRIDE_BYTES))
