@@ -165,10 +165,11 @@ class Desk:
         claimed: bool = True,
         deadline: Instant = FAR,
         actor: ev.Peer | None = None,
+        request: str | None = None,
     ) -> Answer | None:
         """Ask for so many MiB."""
         event = ev.Lease(
-            call=self.call(actor or self.peers[session]),
+            call=self.call(actor or self.peers[session], request),
             session=session,
             tag=tag,
             contents=contents,

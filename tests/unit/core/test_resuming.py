@@ -369,3 +369,48 @@ def test_two_that_do_not_fit_together_take_turns(sizes: tuple[int, ...]) -> None
         desk.pause(one, "w")
         assert isinstance(desk.resume(two, "kv"), ef.Resumed)
     assert desk.broker.snapshot().peak_lent_bytes <= 8 * MIB
+
+
+def test_who_could_not_leave_is_not_asked_again_until_its_owner_has_paused_anew() -> None:
+    desk = Desk(held_back=("leave",))
+    one, two = desk.attach(peer(1)), desk.attach(peer(2))
+    stuck = desk.lease(one, "w", 6, DROP)
+    desk.pause(one, "w")
+    desk.lend(two, "kv", 4)
+    call = desk.last_call
+    slots = tuple(slot.slot for slot in desk.sent(ef.SendRecall)[0].slots)
+    desk.drop("leave")
+    desk.do(ev.Left(session=one, lease=stuck, slots=slots, failure="EIO"))
+    assert isinstance(desk.answers[call], OutOfDeviceMemory)
+    assert isinstance(desk.lend(two, "kv", 4), OutOfDeviceMemory)
+    assert len(desk.sent(ef.SendRecall)) == 1
+    desk.resume(one, "w")
+    desk.pause(one, "w")
+    desk.let_go("leave")
+    assert isinstance(desk.lend(two, "kv", 4), ef.Leased)
+
+
+def test_a_return_into_the_pool_is_no_less_of_a_return() -> None:
+    desk = Desk(limits(pool=8))
+    one, two, _, there = swap(desk)
+    desk.resume(one, "w")
+    call = desk.last_call
+    slots = [slot.slot for slot in desk.view(there).slots]
+    desk.give(two, there, slots[:4])
+    assert isinstance(desk.answers[call], ef.Resumed)
+
+
+def test_a_lease_that_never_was_is_gone_when_its_last_slot_is() -> None:
+    desk = Desk(held_back=("arrive", "leave"))
+    session = desk.attach(peer(1))
+    desk.lend(session, "w", 2)
+    (grant,) = desk.sent(ef.SendGrant)
+    first, second = (slot.slot for slot in grant.slots)
+    desk.drop("arrive")
+    desk.do(ev.Arrived(session=session, lease=grant.lease, slots=(first,), failure=None))
+    desk.do(ev.Arrived(session=session, lease=grant.lease, slots=(second,), failure="EINVAL"))
+    desk.drop("leave")
+    desk.do(ev.Left(session=session, lease=grant.lease, slots=(first,), failure="EIO"))
+    assert [slot.slot for slot in desk.view(grant.lease).slots] == [first]
+    desk.give(session, grant.lease, [first])
+    assert desk.broker.snapshot().sessions[0].leases == ()
