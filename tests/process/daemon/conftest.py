@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ StartDaemon = Callable[..., Daemon]
 
 
 def _children() -> set[str]:
+    """Return the pids of this process's children, zombies included; a thread may end while it is being looked at."""
     children: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
-        children.update((task / "children").read_text().split())
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children.update((task / "children").read_text().split())
     return children
 
 

@@ -144,6 +144,11 @@ class Daemon:
         self._clients.append(RawClient(self.handles, name))
         return self._clients[-1]
 
+    def client_with(self, token: bytes) -> RawClient:
+        """Return a client of the session that has this token."""
+        self._clients.append(RawClient(self.handles, "returning", token=token))
+        return self._clients[-1]
+
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 

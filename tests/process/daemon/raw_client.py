@@ -106,6 +106,7 @@ class RawClient:
         path: Path,
         name: str = "worker",
         *,
+        token: bytes = NO_TOKEN,
         on_message: Callable[[records.Record, int], None] = lambda record, count: None,
     ) -> None:
         self.path = path
@@ -124,7 +125,7 @@ class RawClient:
         self._requests = 0
         self._changed = threading.Condition()
         self._socket = connect(path)
-        self.welcome = self._greet(NO_TOKEN)
+        self.welcome = self._greet(token)
         self._start()
 
     @property

@@ -57,7 +57,7 @@ def _live(daemon: Daemon, die_at: int, bystander: RawClient) -> str:
             taken = bystander.lease("need", 32 * MIB, DROP, timeout_ms=15_000)
         except Refused as refused:
             # It has died just now, and nobody can say when its memory is out of everybody's reach.
-            assert "mortal/ 6291456 fenced" in str(refused)
+            assert "held by mortal/" in str(refused) and "fenced" in str(refused)
         else:
             bystander.give_back(taken)
         assert process.stdin is not None
