@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import uvloop
+
 from vrambroker.broker.adapters.arena import HostArena
 from vrambroker.broker.adapters.calls import Calls
 from vrambroker.broker.adapters.clock import MonotonicClock

@@ -1,6 +1,5 @@
 """Real daemons for the tests of the daemon; whatever a test leaves behind fails it."""
 
-import os
 import shutil
 import tempfile
 import threading
@@ -63,7 +62,7 @@ def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
     assert not devices & _abstract_names()
     assert _children() == children
     assert _worker_threads() == 0
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("vrambroker")]
+    assert not list(Path("/dev/shm").glob("vrambroker*"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import grpc
 
@@ -101,10 +102,9 @@ def typed_errors() -> Iterator[None]:
 
 def typed(error: grpc.RpcError) -> BrokerError:
     assert isinstance(error, grpc.Call)
-    details = [value for key, value in error.trailing_metadata() or () if key == "vrambroker-error-bin"]
-    assert details, f"no detail: {error}"
-    assert isinstance(details[0], bytes)
-    return from_detail(v1.ErrorDetail.FromString(details[0]))
+    trailing = {one[0]: one[1] for one in cast(tuple[tuple[str, bytes], ...], error.trailing_metadata() or ())}
+    assert "vrambroker-error-bin" in trailing, f"no detail: {error}"
+    return from_detail(v1.ErrorDetail.FromString(trailing["vrambroker-error-bin"]))
 
 
 class Daemon:
@@ -150,7 +150,7 @@ class Daemon:
         return self._clients[-1]
 
     def fds(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
     def wait_for_fds(self, count: int) -> None:
         """Wait until the daemon has no more than so many fds; each look is a round trip through its loop."""
@@ -189,15 +189,14 @@ class Daemon:
         self._manager.close()
 
     def _wait_ready(self) -> None:
-        ended = os.pidfd_open(self.process.pid)
+        ended, manager = os.pidfd_open(self.process.pid), self._manager.fileno()
         try:
-            readable, _, _ = select.select([self._manager, ended], [], [], DEADLINE_S)
+            readable, _, _ = select.select([manager, ended], [], [], DEADLINE_S)
         finally:
             os.close(ended)
-        if self._manager not in readable:
+        if manager not in readable:
             self.process.kill()
             self.process.wait(DEADLINE_S)
             self._let_go()
             raise AssertionError(f"the daemon did not come up: {self.log()}")
         self.notified.append(self.notification())
-

@@ -1,4 +1,4 @@
-"""A hostile process: `storm.py HANDLES SEED PACKETS` sends random packets with fds until it has sent so many, and ends."""
+"""A hostile process: `storm.py HANDLES SEED PACKETS` sends so many random packets, some with fds, and ends."""
 
 import array
 import os

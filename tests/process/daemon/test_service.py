@@ -10,11 +10,20 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.process.daemon.conftest import StartDaemon
-from tests.process.daemon.harness import DEADLINE_S, MIB, Daemon, Operator, serve_command, typed, typed_errors, unused_device
+from tests.process.daemon.harness import (
+    DEADLINE_S,
+    MIB,
+    Daemon,
+    Operator,
+    serve_command,
+    typed,
+    typed_errors,
+    unused_device,
+)
 from tests.process.daemon.raw_client import Refused
 from vrambroker.broker.adapters import records
 from vrambroker.broker.core.errors import (
@@ -32,9 +41,11 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 def _health(daemon: Daemon, service: str = "") -> int:
-    stub = health_pb2_grpc.HealthStub(daemon.operator.channel)  # type: ignore[no-untyped-call]
-    answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE_S)
-    return int(answer.status)
+    check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = daemon.operator.channel.unary_unary(
+        "/grpc.health.v1.Health/Check"
+    )
+    answer = check(health_pb2.HealthCheckRequest(service=service).SerializeToString(), timeout=DEADLINE_S)
+    return int(health_pb2.HealthCheckResponse.FromString(answer).status)
 
 
 def _serve(run_dir: Path, *options: str, device: str) -> "subprocess.CompletedProcess[str]":
@@ -222,7 +233,7 @@ def test_errors_have_their_status_and_their_fields(
     daemon.client("trainer")
     stub, metadata = daemon.operator.stub, daemon.operator.metadata
     stub.Mark(v1.MarkRequest(request_id="used", label="x"), timeout=DEADLINE_S, metadata=metadata)
-    requests = {
+    requests: dict[type[BrokerError], v1.PauseRequest] = {
         InvalidArgument: v1.PauseRequest(request_id="", session="trainer", tags=["x"]),
         UnknownSession: v1.PauseRequest(request_id="1", session="nobody", tags=["x"]),
         UnknownTag: v1.PauseRequest(request_id="2", session="trainer", tags=["x"]),
@@ -234,7 +245,7 @@ def test_errors_have_their_status_and_their_fields(
     assert caught.value.code() is status
     error = typed(caught.value)
     assert type(error) is refused
-    assert error.message in caught.value.details()
+    assert error.message in (caught.value.details() or "")
 
 
 def test_an_unattached_caller_has_no_session_of_its_own(daemon: Daemon) -> None:
@@ -245,7 +256,9 @@ def test_an_unattached_caller_has_no_session_of_its_own(daemon: Daemon) -> None:
 
 def test_garbage_for_a_message_is_never_unknown(daemon: Daemon) -> None:
     for method in ("Pause", "Attach", "Watch", "NoSuchCall"):
-        call = daemon.operator.channel.unary_unary(f"/vrambroker.v1.Broker/{method}")
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = daemon.operator.channel.unary_unary(
+            f"/vrambroker.v1.Broker/{method}"
+        )
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff\xff", timeout=DEADLINE_S, metadata=daemon.operator.metadata)
         assert isinstance(caught.value, grpc.Call)
