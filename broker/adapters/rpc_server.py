@@ -20,8 +20,8 @@ from vrambroker.v1 import broker_pb2, broker_pb2_grpc
 
 SERVICE_NAME = broker_pb2.DESCRIPTOR.services_by_name["Broker"].full_name
 # Generic for the type checkers only, so never evaluated.
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]"
 
 CALLS_MAX = 1_024
 MESSAGE_BYTES_MAX = 1 << 20
@@ -32,7 +32,7 @@ class _StrictMessages(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
+    ) -> Handler:
         """Return the method's handler, taking bytes."""
         handler = await continuation(handler_call_details)
         # An unknown method has no handler, whatever the type says; streams of requests are reflection's own.

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,9 +32,8 @@ def _worker_threads() -> int:
     return sum(thread.name.startswith("agent ") for thread in threading.enumerate())
 
 
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    """A run directory with a short path, that other users can look into, empty again at the end but for logs."""
+@contextmanager
+def _fresh_run_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="vrb-"))
     path.chmod(0o755)
     yield path
@@ -44,9 +43,8 @@ def run_dir() -> Iterator[Path]:
     assert not left, f"left behind: {left}\n{logs}"
 
 
-@pytest.fixture
-def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
-    """Start daemons: `start_daemon(capacity="64MiB", host_budget="64MiB")`, each on its own `host:N`."""
+@contextmanager
+def _daemons(run_dir: Path) -> Iterator[StartDaemon]:
     children = _children()
     started: list[Daemon] = []
 
@@ -66,6 +64,33 @@ def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
 
 
 @pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A run directory with a short path, that other users can look into; empty again at the end but for logs."""
+    with _fresh_run_dir() as path:
+        yield path
+
+
+@pytest.fixture
+def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
+    """Start daemons: `start_daemon(capacity="64MiB", host_budget="64MiB")`, each on its own `host:N`."""
+    with _daemons(run_dir) as start:
+        yield start
+
+
+@pytest.fixture
 def daemon(start_daemon: StartDaemon) -> Daemon:
-    """A daemon that lends 64 MiB and parks 64 MiB."""
+    """A daemon of the test's own, that lends 64 MiB and parks 64 MiB."""
     return start_daemon()
+
+
+@pytest.fixture(scope="module")
+def module_daemon() -> Iterator[Daemon]:
+    with _fresh_run_dir() as path, _daemons(path) as start:
+        yield start()
+
+
+@pytest.fixture
+def shared(module_daemon: Daemon) -> Iterator[Daemon]:
+    """The module's daemon, for tests that leave it as they found it; all returned must mean all free."""
+    yield module_daemon
+    module_daemon.dismiss_clients()

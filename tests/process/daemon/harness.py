@@ -33,9 +33,11 @@ def unused_device() -> str:
     return f"host:{next(_numbers)}"
 
 
-def serve_command(device: str, run_dir: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "vrambroker.broker.cli", "serve", "--device", device, "--run-dir", str(run_dir)]
-    return [*command, *options]
+PROGRAM = ("-m", "vrambroker.broker.cli")
+
+
+def serve_command(device: str, run_dir: Path, *options: str, program: tuple[str, ...] = PROGRAM) -> list[str]:
+    return [sys.executable, *program, "serve", "--device", device, "--run-dir", str(run_dir), *options]
 
 
 class Operator:
@@ -73,7 +75,10 @@ class Operator:
             )
 
     def wait_until(self, claim: Callable[[v1.Status], bool]) -> v1.Status:
-        """Return the first status, looked at after each event, of which the claim holds."""
+        """Return the first status, looked at now and after each event, of which the claim holds."""
+        status = self.status()
+        if claim(status):
+            return status
         watch = self.stub.Watch(v1.WatchRequest(history=True), timeout=DEADLINE_S)
         try:
             for _ in watch:
@@ -110,7 +115,14 @@ def typed(error: grpc.RpcError) -> BrokerError:
 class Daemon:
     """A running `broker serve`."""
 
-    def __init__(self, run_dir: Path, *, device: str | None = None, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        device: str | None = None,
+        options: tuple[str, ...] = (),
+        program: tuple[str, ...] = PROGRAM,
+    ) -> None:
         self.device = device or unused_device()
         self.run_dir = run_dir
         self.folder = run_dir / self.device
@@ -125,7 +137,7 @@ class Daemon:
         environment = {**os.environ, "NOTIFY_SOCKET": "@" + self._manager.getsockname()[1:].decode()}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                serve_command(self.device, run_dir, *options),
+                serve_command(self.device, run_dir, *options, program=program),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -178,13 +190,22 @@ class Daemon:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def dismiss_clients(self) -> None:
+        """Have every client say goodbye, and wait until the daemon has got everything back."""
+        for client in self._clients:
+            if not client.closed:
+                client.bye()
+        self._clients.clear()
+        self.operator.wait_until(
+            lambda status: status.device.free_bytes == status.device.capacity_bytes and not status.host.used_bytes
+        )
+
     def _let_go(self) -> None:
         if self._operator is not None:
             self._operator.close()
             self._operator = None
         for client in self._clients:
-            if client._socket.fileno() >= 0:  # pyright: ignore[reportPrivateUsage]
-                client.close()
+            client.close()
         self._clients.clear()
         self._manager.close()
 

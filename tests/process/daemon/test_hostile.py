@@ -44,8 +44,8 @@ def test_ten_thousand_random_packets_leave_nothing(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("size", [records.PACKET_BYTES_MAX + 1, 100_000])
-def test_an_oversized_packet_closes_the_connection(daemon: Daemon, size: int) -> None:
-    connection = connect(daemon.handles)
+def test_an_oversized_packet_closes_the_connection(shared: Daemon, size: int) -> None:
+    connection = connect(shared.handles)
     say_hello(connection, "large")
     connection.send(bytes(size))
     with pytest.raises(Gone):
@@ -53,34 +53,34 @@ def test_an_oversized_packet_closes_the_connection(daemon: Daemon, size: int) ->
     connection.close()
 
 
-def test_fds_from_a_client_close_the_connection(daemon: Daemon) -> None:
-    connection = connect(daemon.handles)
+def test_fds_from_a_client_close_the_connection(shared: Daemon) -> None:
+    connection = connect(shared.handles)
     say_hello(connection, "giver")
-    fds = daemon.fds()
+    fds = shared.fds()
     packet = bytearray(records.encode(records.Taken(batch=1)))
     packet[2] = 1
     _send(connection, bytes(packet), [0])
     with pytest.raises(Gone):
         receive(connection)
     connection.close()
-    daemon.wait_for_fds(fds)
+    shared.wait_for_fds(fds)
 
 
-def test_what_comes_before_hello_or_twice_closes_the_connection(daemon: Daemon) -> None:
-    early = connect(daemon.handles)
+def test_what_comes_before_hello_or_twice_closes_the_connection(shared: Daemon) -> None:
+    early = connect(shared.handles)
     early.send(records.encode(records.Taken(batch=1)))
     with pytest.raises(Gone):
         receive(early)
     early.close()
-    twice = connect(daemon.handles)
+    twice = connect(shared.handles)
     say_hello(twice, "twice")
     with pytest.raises(Gone):
         say_hello(twice, "twice")
     twice.close()
 
 
-def test_an_operator_may_not_lease(daemon: Daemon) -> None:
-    connection = connect(daemon.handles)
+def test_an_operator_may_not_lease(shared: Daemon) -> None:
+    connection = connect(shared.handles)
     say_hello(connection, "operator", role=records.ROLE_OPERATOR)
     connection.send(records.encode(records.Lease(request=1, contents=1, size_bytes=4096, timeout_ms=0, tag="x")))
     with pytest.raises(Gone):
@@ -88,8 +88,8 @@ def test_an_operator_may_not_lease(daemon: Daemon) -> None:
     connection.close()
 
 
-def test_another_protocol_is_told_so(daemon: Daemon) -> None:
-    connection = connect(daemon.handles)
+def test_another_protocol_is_told_so(shared: Daemon) -> None:
+    connection = connect(shared.handles)
     hello = records.Hello(protocol=99, role=1, token=bytes(16), name="future", version="9.9")
     connection.send(records.encode(hello))
     answer = receive(connection).record
@@ -103,22 +103,22 @@ def test_another_protocol_is_told_so(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("name", "error"), [("", "InvalidArgument"), ("a/b", "InvalidArgument"), ("x" * 10_000, "InvalidArgument")]
 )
-def test_a_name_that_is_no_name_is_refused(daemon: Daemon, name: str, error: str) -> None:
+def test_a_name_that_is_no_name_is_refused(shared: Daemon, name: str, error: str) -> None:
     with pytest.raises(Refused) as caught:
-        RawClient(daemon.handles, name)
+        RawClient(shared.handles, name)
     assert caught.value.name == error
 
 
-def test_a_silent_connection_is_closed_in_time(daemon: Daemon) -> None:
-    connection = connect(daemon.handles)
+def test_a_silent_connection_is_closed_in_time(shared: Daemon) -> None:
+    connection = connect(shared.handles)
     with pytest.raises(Gone):
         receive(connection)
     connection.close()
 
 
 @pytest.mark.parametrize("tag", ["", "a b", "a/b", "\N{PILE OF POO}" * 7_000, "x" * 30_000])
-def test_a_tag_that_is_no_tag_is_refused(daemon: Daemon, tag: str) -> None:
-    client = daemon.client()
+def test_a_tag_that_is_no_tag_is_refused(shared: Daemon, tag: str) -> None:
+    client = shared.client()
     with pytest.raises(Refused) as caught:
         client.lease(tag, 4096)
     assert caught.value.name == "InvalidArgument"
@@ -127,31 +127,31 @@ def test_a_tag_that_is_no_tag_is_refused(daemon: Daemon, tag: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 64 * MIB + 1, (1 << 64) - 1])
-def test_a_size_that_cannot_be_is_refused(daemon: Daemon, size_bytes: int) -> None:
+def test_a_size_that_cannot_be_is_refused(shared: Daemon, size_bytes: int) -> None:
     with pytest.raises(Refused) as caught:
-        daemon.client().lease("x", size_bytes)
+        shared.client().lease("x", size_bytes)
     assert caught.value.name == "InvalidArgument"
 
 
-def test_ten_thousand_tags_in_a_call_are_too_many(daemon: Daemon) -> None:
+def test_ten_thousand_tags_in_a_call_are_too_many(shared: Daemon) -> None:
     with pytest.raises(Refused) as caught:
-        daemon.client().resume(*[f"{number}" for number in range(5_000)])
+        shared.client().resume(*[f"{number}" for number in range(5_000)])
     assert caught.value.name in ("InvalidArgument", "QuotaExceeded")
 
 
-def test_an_unknown_policy_is_refused(daemon: Daemon) -> None:
-    client = daemon.client()
+def test_an_unknown_policy_is_refused(shared: Daemon) -> None:
+    client = shared.client()
     with pytest.raises(Refused) as caught:
         client.lease("x", 4096, contents=9)
     assert caught.value.name == "InvalidArgument"
 
 
-def test_a_client_that_does_not_read_is_cut_off_and_stalls_nobody(daemon: Daemon) -> None:
+def test_a_client_that_does_not_read_is_cut_off_and_stalls_nobody(shared: Daemon) -> None:
     """It asks without ever reading an answer: its queue is bounded, and the others are served meanwhile."""
-    deaf = connect(daemon.handles)
+    deaf = connect(shared.handles)
     say_hello(deaf, "deaf")
     deaf.setblocking(False)
-    other = daemon.client("other")
+    other = shared.client("other")
     number = 0
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
         while True:

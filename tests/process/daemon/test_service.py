@@ -1,6 +1,7 @@
 """The daemon as a service: one for each device, ready when it says so, gone without a trace, and standard to ask."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,9 +60,9 @@ def test_it_tells_the_service_manager(daemon: Daemon) -> None:
     assert daemon.notification() == b"STOPPING=1"
 
 
-def test_health_and_reflection_answer(daemon: Daemon) -> None:
-    assert _health(daemon) == _health(daemon, "vrambroker.v1.Broker") == SERVING
-    names = ProtoReflectionDescriptorDatabase(daemon.operator.channel).get_services()
+def test_health_and_reflection_answer(shared: Daemon) -> None:
+    assert _health(shared) == _health(shared, "vrambroker.v1.Broker") == SERVING
+    names = ProtoReflectionDescriptorDatabase(shared.operator.channel).get_services()
     assert {"vrambroker.v1.Broker", "grpc.health.v1.Health"} <= set(names)
 
 
@@ -154,8 +155,8 @@ def test_what_it_cannot_serve_is_one_line_on_stderr(tmp_path: Path, options: tup
     assert len(ran.stderr.splitlines()) == 1
 
 
-def test_the_stream_has_no_gap_and_tells_the_past(daemon: Daemon) -> None:
-    live = daemon.operator.stub.Watch(v1.WatchRequest(history=True), timeout=DEADLINE_S)
+def test_the_stream_has_no_gap_and_tells_the_past(shared: Daemon) -> None:
+    live = shared.operator.stub.Watch(v1.WatchRequest(history=True), timeout=DEADLINE_S)
     heard: list[v1.Event] = []
 
     def listen() -> None:
@@ -166,31 +167,31 @@ def test_the_stream_has_no_gap_and_tells_the_past(daemon: Daemon) -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    client = daemon.client()
+    client = shared.client()
     for _ in range(20):
         client.give_back(client.lease("x", 2 * MIB))
-    daemon.operator.mark("end")
+    shared.operator.mark("end")
     listener.join(DEADLINE_S)
     live.cancel()
-    past = list(daemon.operator.stub.Watch(v1.WatchRequest(history=True, until_now=True), timeout=DEADLINE_S))
+    past = list(shared.operator.stub.Watch(v1.WatchRequest(history=True, until_now=True), timeout=DEADLINE_S))
     assert [event.sequence for event in heard] == list(range(1, len(heard) + 1))
     assert past[: len(heard)] == heard
     assert {"session_attached", "lease_changed", "marked"} <= {event.kind for event in heard}
 
 
-def test_only_calls_that_change_something_need_a_token(daemon: Daemon) -> None:
-    stub = daemon.operator.stub
-    assert stub.GetStatus(v1.GetStatusRequest(), timeout=DEADLINE_S).device.id == daemon.device
+def test_only_calls_that_change_something_need_a_token(shared: Daemon) -> None:
+    stub = shared.operator.stub
+    assert stub.GetStatus(v1.GetStatusRequest(), timeout=DEADLINE_S).device.id == shared.device
     for metadata in ((), (("vrambroker-token-bin", bytes(16)),), (("vrambroker-token-bin", b""),)):
         with pytest.raises(PeerUnidentified), typed_errors():
             stub.Mark(v1.MarkRequest(request_id="1", label="x"), timeout=DEADLINE_S, metadata=metadata)
 
 
-def test_an_operators_token_lives_as_long_as_its_connection(daemon: Daemon) -> None:
-    operator = Operator(daemon.folder)
+def test_an_operators_token_lives_as_long_as_its_connection(shared: Daemon) -> None:
+    operator = Operator(shared.folder)
     operator.mark("here")
     operator.connection.close()
-    daemon.operator.status()
+    shared.operator.status()
     with pytest.raises(PeerUnidentified):
         operator.mark("gone")
     operator.close()
@@ -228,10 +229,10 @@ def test_a_session_can_be_made_over_grpc_and_connected_later(daemon: Daemon) -> 
     ],
 )
 def test_errors_have_their_status_and_their_fields(
-    daemon: Daemon, refused: type[BrokerError], status: grpc.StatusCode
+    shared: Daemon, refused: type[BrokerError], status: grpc.StatusCode
 ) -> None:
-    daemon.client("trainer")
-    stub, metadata = daemon.operator.stub, daemon.operator.metadata
+    shared.client("trainer")
+    stub, metadata = shared.operator.stub, shared.operator.metadata
     stub.Mark(v1.MarkRequest(request_id="used", label="x"), timeout=DEADLINE_S, metadata=metadata)
     requests: dict[type[BrokerError], v1.PauseRequest] = {
         InvalidArgument: v1.PauseRequest(request_id="", session="trainer", tags=["x"]),
@@ -248,61 +249,88 @@ def test_errors_have_their_status_and_their_fields(
     assert error.message in (caught.value.details() or "")
 
 
-def test_an_unattached_caller_has_no_session_of_its_own(daemon: Daemon) -> None:
+def test_an_unattached_caller_has_no_session_of_its_own(shared: Daemon) -> None:
     request = v1.LeaseRequest(request_id=uuid.uuid4().hex, tag="x", contents=v1.CONTENTS_KEEP, size_bytes=MIB)
     with pytest.raises(UnknownSession), typed_errors():
-        daemon.operator.stub.Lease(request, timeout=DEADLINE_S, metadata=daemon.operator.metadata)
+        shared.operator.stub.Lease(request, timeout=DEADLINE_S, metadata=shared.operator.metadata)
 
 
-def test_garbage_for_a_message_is_never_unknown(daemon: Daemon) -> None:
+def test_garbage_for_a_message_is_never_unknown(shared: Daemon) -> None:
     for method in ("Pause", "Attach", "Watch", "NoSuchCall"):
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = daemon.operator.channel.unary_unary(
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = shared.operator.channel.unary_unary(
             f"/vrambroker.v1.Broker/{method}"
         )
         with pytest.raises(grpc.RpcError) as caught:
-            call(b"\xff\xff\xff", timeout=DEADLINE_S, metadata=daemon.operator.metadata)
+            call(b"\xff\xff\xff", timeout=DEADLINE_S, metadata=shared.operator.metadata)
         assert isinstance(caught.value, grpc.Call)
         assert caught.value.code() in (
             grpc.StatusCode.INTERNAL,
             grpc.StatusCode.INVALID_ARGUMENT,
             grpc.StatusCode.UNIMPLEMENTED,
         )
-    assert daemon.operator.status().device.id == daemon.device
+    assert shared.operator.status().device.id == shared.device
 
 
-def test_a_call_given_up_is_withdrawn(daemon: Daemon) -> None:
-    client, other = daemon.client("client"), daemon.client("other")
+def test_a_call_given_up_is_withdrawn(shared: Daemon) -> None:
+    client, other = shared.client("client"), shared.client("other")
     client.lease("a", 48 * MIB)
     client.pause("a", release=True)
     other.lease("b", 48 * MIB)
     request = v1.ResumeRequest(request_id="r", session="client", tags=["a"], timeout_ms=60_000)
-    call = daemon.operator.stub.Resume.future(request, metadata=daemon.operator.metadata, timeout=DEADLINE_S)
-    daemon.operator.wait_until(lambda status: len(status.queue) == 1)
+    call = shared.operator.stub.Resume.future(request, metadata=shared.operator.metadata, timeout=DEADLINE_S)
+    shared.operator.wait_until(lambda status: len(status.queue) == 1)
     call.cancel()
-    daemon.operator.wait_until(lambda status: not status.queue)
+    shared.operator.wait_until(lambda status: not status.queue)
 
 
-def test_a_daemon_with_many_frames_raises_its_own_fd_limit(daemon: Daemon) -> None:
-    limits = Path(f"/proc/{daemon.process.pid}/limits").read_text().splitlines()
+def test_a_daemon_with_many_frames_raises_its_own_fd_limit(shared: Daemon) -> None:
+    limits = Path(f"/proc/{shared.process.pid}/limits").read_text().splitlines()
     (line,) = (line for line in limits if line.startswith("Max open files"))
     soft, hard = line.split()[3:5]
     assert soft == hard
 
 
-def test_the_dump_of_a_bug_is_json_for_its_own_user_only(tmp_path: Path) -> None:
-    from vrambroker.broker.adapters.dump import write_dump
-    from vrambroker.broker.core.broker import Broker
-    from vrambroker.broker.core.events import ProcessEnded
-    from vrambroker.broker.core.ids import SessionId
-    from vrambroker.broker.core.limits import Limits
+BROKEN_DAEMON = """
+import sys
+from pathlib import Path
+from vrambroker.broker.config import Config
+from vrambroker.broker.core.broker import Broker
+from vrambroker.broker.core.errors import InvariantViolation
+from vrambroker.broker.core.events import Mark
+from vrambroker.broker.daemon import serve
 
-    limits = Limits(
-        capacity_bytes=64 * MIB, frame_sizes_bytes=(2 * MIB,), host_budget_bytes=2 * MIB, arena_file_bytes=2 * MIB
-    )
-    snapshot = Broker(limits).snapshot()
-    path = write_dump(tmp_path, event=ProcessEnded(session=SessionId(1)), error=ValueError("odd"), snapshot=snapshot)
-    told = json.loads(path.read_text())
-    assert told["snapshot"]["capacity_bytes"] == 64 * MIB
-    assert told["event"] == {"type": "ProcessEnded", "session": 1}
-    assert "ValueError: odd" in told["error"]
-    assert path.stat().st_mode & 0o777 == 0o600
+sound = Broker.handle
+
+def handle(self, event, now):
+    if isinstance(event, Mark):
+        raise InvariantViolation("planted")
+    return sound(self, event, now)
+
+Broker.handle = handle
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+serve(Config.of(device=options["--device"], capacity="64MiB", host_budget="64MiB", run_dir=Path(options["--run-dir"])))
+"""
+
+
+def test_a_bug_ends_the_daemon_after_it_has_written_down_what_it_knew(run_dir: Path) -> None:
+    daemon = Daemon(run_dir, program=("-c", BROKEN_DAEMON))
+    client = daemon.client("trainer")
+    client.lease("weights", 4 * MIB)
+    with pytest.raises(grpc.RpcError) as caught:
+        daemon.operator.stub.Mark(
+            v1.MarkRequest(request_id="x", label="x"), timeout=DEADLINE_S, metadata=daemon.operator.metadata
+        )
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    client.wait_for(lambda: client.closed)
+    assert daemon.process.wait(DEADLINE_S) == 1
+    (dump,) = daemon.folder.iterdir()
+    assert dump.stat().st_mode & 0o777 == 0o600
+    told = json.loads(dump.read_text())
+    assert "InvariantViolation: planted" in told["error"]
+    assert told["event"]["label"] == "x"
+    (session,) = told["snapshot"]["sessions"]
+    assert (session["name"], session["leases"][0]["tag"]) == ("trainer", "weights")
+    assert "planted" in daemon.log()
+    daemon.stop()
+    shutil.rmtree(daemon.folder)
