@@ -41,6 +41,7 @@ from vrambroker.v1 import broker_pb2 as v1
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DRAIN_GRACE_S = 5.0
 STOP_GRACE_S = 0.5
 
@@ -96,7 +97,7 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         parts = self._compose()
         loop.set_exception_handler(lambda _, context: self._unexpected(parts.runtime, context))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
         try:
             await parts.rpc.start(self._folder.rpc, self._folder.admit)
@@ -183,6 +184,10 @@ class _Daemon:
         parts.roster.close()
         parts.frames.close()
         parts.arena.close()
+        for number in SIGNALS:
+            # A second signal must not cut the last steps short: the loop would set the default handlers again.
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _ended_by(self, runtime: Runtime, bug: Bug) -> None:
         """Write down what is known, and end."""

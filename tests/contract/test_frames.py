@@ -1,9 +1,9 @@
 """What every implementation of the `Frames` port owes the runtime."""
 
 import fcntl
-import itertools
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_sizes_ascend_and_divide(bench_type: type[FramesBench]) -> None:
         bench = bench_type(Heard().deliver)
         sizes = bench.frames.sizes_bytes()
         assert sizes[0] > 0
-        assert all(larger % size == 0 and larger > size for size, larger in itertools.pairwise(sizes))
+        assert all(larger % size == 0 and larger > size for size, larger in pairwise(sizes))
         assert bench.frames.device_bytes() == DEVICE_BYTES
         bench.frames.close()
 
