@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+
 from vrambroker.broker.adapters.calls import Calls, Tell
 from vrambroker.broker.adapters.deadlines import deadline
 from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_detail

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]  # pyright: ignore
 from grpc_reflection.v1alpha import reflection
+
 from vrambroker.broker.adapters.rpc import BrokerService
 from vrambroker.broker.adapters.run_dir import private_umask
 from vrambroker.v1 import broker_pb2, broker_pb2_grpc

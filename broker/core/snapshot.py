@@ -52,7 +52,7 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
-    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: arena extents that hold its contents or are set aside."""
+    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: extents that hold its contents or are set aside."""
 
     lease: LeaseId
     tag: str

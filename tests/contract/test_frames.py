@@ -1,6 +1,7 @@
 """What every implementation of the `Frames` port owes the runtime."""
 
 import fcntl
+import itertools
 import os
 import threading
 
@@ -32,7 +33,7 @@ def test_sizes_ascend_and_divide(bench_type: type[FramesBench]) -> None:
         bench = bench_type(Heard().deliver)
         sizes = bench.frames.sizes_bytes()
         assert sizes[0] > 0
-        assert all(larger % size == 0 and larger > size for size, larger in zip(sizes, sizes[1:], strict=False))
+        assert all(larger % size == 0 and larger > size for size, larger in itertools.pairwise(sizes))
         assert bench.frames.device_bytes() == DEVICE_BYTES
         bench.frames.close()
 

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +61,9 @@ def test_makefile_targets_named_in_the_docs_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"`make ([a-z-]+)", page.read_text()):
             assert target in targets, f"{page.name} names make {target}"
+
+
+def test_figures_in_the_readme_are_those_measured() -> None:
+    script = ROOT / "tests" / "bench" / "readme_table.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], timeout=60, check=False)
+    assert done.returncode == 0, "run tests/bench/readme_table.py"
