@@ -5,7 +5,7 @@ Exit code 0 if everything that it is to show came true; else 1, and a line on st
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from vrambroker.client.demo.report import Report
 from vrambroker.client.demo.sizes import DEFAULT_SIZE, SIZES, Size
 from vrambroker.client.timeline import history_of, write_timeline
 
-LIMITS = Limits(steps=1_000_000, seconds=120.0)
+LIMITS = Limits(steps=1_000_000, seconds=140.0)
 SEED = 7
 OUT = Path("out") / "demo.json"
 INTERRUPTED = 130
@@ -122,7 +122,7 @@ def _limits_of(steps: int | None, seconds: float | None) -> Limits:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> Generator[None]:
     """Treat SIGTERM like Ctrl-C, so that both clean up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
