@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from vrambroker.broker.core.errors import WrongState
+from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
@@ -291,13 +291,18 @@ def _attached_otherwise(there: _Attachment, name: str) -> WrongState:
 
 
 def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> native.Client:
-    return native.Client(
-        socket_path=str(endpoint.handle_socket),
-        name=name,
-        device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
-        version=client_version(),
-        timeout_s=timeout_s,
-    )
+    # A library that is not there is another matter than a daemon that is not, and says so by itself.
+    native.library()
+    try:
+        return native.Client(
+            socket_path=str(endpoint.handle_socket),
+            name=name,
+            device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
+            version=client_version(),
+            timeout_s=timeout_s,
+        )
+    except BrokerUnavailable as error:
+        raise discovery.unreachable(endpoint, error.message) from error
 
 
 def client_version() -> str:

@@ -217,10 +217,11 @@ def close(book: Book, ticket: Ticket) -> None:
             book.touch(lease, "its growth is over")
             _drop_if_never_opened(book, lease)
         case Comeback(leases=leases):
-            for number in leases:
-                book.leases[number].comebacks.pop(ticket.ticket, None)
+            for lease in (book.leases[number] for number in leases):
+                del lease.comebacks[ticket.ticket]
+                _drop_if_never_opened(book, lease)
 
 
 def _drop_if_never_opened(book: Book, lease: Lease) -> None:
-    if not lease.opened and not lease.slots and not lease.growing:
+    if not (lease.opened or lease.slots or lease.growing or lease.comebacks):
         book.drop_lease(lease)

@@ -252,7 +252,8 @@ def tickets_and_leases_agree(book: Book) -> None:
     for lease in book.leases.values():
         _hold(lease.lease in book.sessions.live[lease.session].leases, name, lease.lease)
         _hold(lease.lock is None or lease.lock in book.tickets, name, lease.lease)
-        _hold(lease.opened or bool(lease.growing) or bool(lease.slots), "no lease is left behind", lease.lease)
+        wanted = lease.opened or bool(lease.slots or lease.growing or lease.comebacks)
+        _hold(wanted, "no lease is left behind", lease.lease)
         _hold(not (lease.paused and lease.growing), "a paused lease does not grow", lease.lease)
         for slot in lease.slots.values():
             _hold((slot.ticket is not None) == (named.pop(slot.slot, None) == lease.lease), name, slot)

@@ -192,6 +192,9 @@ def detach_slot(book: Book, lease: Lease, slot: Slot, *, wipe: bool) -> None:
 def after_return(book: Book, lease: Lease) -> None:
     """Bring what depends on a lease in line after it has lost slots."""
     book.touch(lease, "returned")
+    if lease.comebacks:
+        # Nothing has become free, but what waits for the lease to come back needs less now.
+        book.supply_grew = True
     recall.end_if_done(book, lease)
 
 

@@ -6,6 +6,7 @@ Events tell changes; a picture needs values over time. A track is a step functio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from vrambroker.client.status import Status, StreamEvent
 
@@ -167,8 +168,7 @@ def _total(event: StreamEvent) -> Total:
 
 def _stages(events: Sequence[StreamEvent], end_ns: int) -> tuple[Stage, ...]:
     marks = [(event.time_ns, event.why) for event in events if event.kind == MARKED]
-    ends = [at_ns for at_ns, _ in marks[1:]] + [end_ns]
     return tuple(
         Stage(label=label, begin_ns=begin_ns, end_ns=stage_end_ns)
-        for (begin_ns, label), stage_end_ns in zip(marks, ends, strict=True)
+        for (begin_ns, label), (stage_end_ns, _) in pairwise([*marks, (end_ns, "")])
     )

@@ -4,7 +4,6 @@ Run directly: `python tests/bench/host.py`; `--client SOCKET N` makes it one of 
 """
 
 import ctypes
-import json
 import mmap
 import statistics
 import subprocess
@@ -42,8 +41,9 @@ def be_client(socket: Path, number: int) -> None:
     began = time.perf_counter()
     for _ in range(GROWTHS):
         memory.malloc(FRAME)
-    grown = time.perf_counter() - began
-    print(json.dumps({"growth": grown, "cycle": median_seconds(lambda: cycle(client, "load"), CYCLES)}), flush=True)
+    print(time.perf_counter() - began, flush=True)
+    sys.stdin.readline()
+    print(median_seconds(lambda: cycle(client, "load"), CYCLES), flush=True)
     sys.stdin.readline()
 
 
@@ -55,30 +55,28 @@ def load(socket: Path, clients: int) -> tuple[float, float]:
         for number in range(clients)
     ]
     try:
-        for process in processes:
-            if _line(process) != "ready":
-                raise RuntimeError("a client did not come up")
-        for process in processes:
-            _go(process)
-        answers = [json.loads(_line(process)) for process in processes]
-        for process in processes:
-            _go(process)
+        if any(_line(process) != "ready" for process in processes):
+            raise RuntimeError("a client did not come up")
+        growths = _all_at_once(processes)
+        cycles = _all_at_once(processes)
     finally:
         for process in processes:
-            process.communicate(timeout=DEADLINE_S)
-    leases = clients * GROWTHS / max(answer["growth"] for answer in answers)
-    return leases, statistics.median(answer["cycle"] for answer in answers)
+            process.communicate("end\n", timeout=DEADLINE_S)
+    return clients * GROWTHS / max(growths), statistics.median(cycles)
+
+
+def _all_at_once(processes: "list[subprocess.Popen[str]]") -> list[float]:
+    """Let every client do its next part, all beginning together; return what each says."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [float(_line(process)) for process in processes]
 
 
 def _line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def _go(process: "subprocess.Popen[str]") -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
 
 
 def many_clients() -> list[Result]:
