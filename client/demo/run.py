@@ -61,8 +61,9 @@ def _run(device: str, path: Path | None, size: Size, limits: Limits) -> None:
         Ensemble(device, size, plan, seed=SEED, say=progress.say) as ensemble,
     ):
         progress.follow(lambda: ensemble.watcher.lent_bytes)
-        course = learn(ensemble.trainer, ensemble.rollout, size, limits, seed=SEED, tell=progress.stage)
-        found = _conclude(ensemble, size, course, OUT if path is None else path)
+        with ensemble.blaming_the_daemon():
+            course = learn(ensemble.trainer, ensemble.rollout, size, limits, seed=SEED, tell=progress.stage)
+            found = _conclude(ensemble, size, course, OUT if path is None else path)
     if path is not None:
         reports.write(found, path)
     console.print(reports.table(found))
@@ -123,13 +124,16 @@ def _limits_of(steps: int | None, seconds: float | None) -> Limits:
 
 @contextmanager
 def _interruptible() -> Generator[None]:
-    """Treat SIGTERM like Ctrl-C, so that both clean up."""
+    """Treat SIGTERM like Ctrl-C, so that both clean up; a second one must not cut that short, as it is bounded."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
