@@ -60,8 +60,11 @@ def test_what_the_broker_refuses_is_an_answer(ends: tuple[socket.socket, socket.
     def refuse() -> dict[str, object]:
         raise OutOfDeviceMemory(message="no room")
 
+    def add(a: int, b: int) -> dict[str, object]:
+        return {"sum": a + b}
+
     lane = Lane(ends[0])
-    verbs = {"add": lambda a, b: {"sum": a + b}, "refuse": refuse}
+    verbs = {"add": add, "refuse": refuse}
     worker = threading.Thread(
         target=answer_questions, args=(Lane(ends[1]), verbs), kwargs={"answer_timeout_s": DEADLINE_S}
     )

@@ -273,8 +273,8 @@ def test_a_long_run_is_shown_by_its_last_whole_cycles() -> None:
     shown = [stage.label for stage in history.stages if span.begin_ns <= stage.begin_ns < span.end_ns]
     assert shown == [f"{name} {step}" for step in (36, 37, 38) for name in ("generate", "train")]
     edges = cycles(history, 10)
-    assert len(edges) <= 12
-    assert (edges[0], edges[-1]) == (history.begin_ns, history.end_ns)
+    assert 2 <= len(edges) <= 12
+    assert (min(edges), max(edges)) == (history.begin_ns, history.end_ns)
     assert focus(_two_sides(3).history()) == whole(_two_sides(3).history())
 
 
