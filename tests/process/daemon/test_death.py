@@ -18,6 +18,7 @@ from vrambroker.broker.adapters import records
 from vrambroker.v1 import broker_pb2 as v1
 
 WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def _free(status: v1.Status) -> bool:
@@ -29,6 +30,7 @@ def _free(status: v1.Status) -> bool:
 def _mortal(daemon: Daemon, die_at: int) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
         [sys.executable, str(WORKER), str(daemon.handles), str(die_at)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
