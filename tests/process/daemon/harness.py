@@ -164,6 +164,12 @@ class Daemon:
     def fds(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
+    def wait_for_status(self, claim: Callable[[v1.Status], bool]) -> None:
+        """Wait for something that no event tells of; each look is a round trip through the daemon's loop."""
+        end = time.monotonic() + DEADLINE_S
+        while not claim(status := self.operator.status()):
+            assert time.monotonic() < end, f"never came true: {status}"
+
     def wait_for_fds(self, count: int) -> None:
         """Wait until the daemon has no more than so many fds; each look is a round trip through its loop."""
         end = time.monotonic() + DEADLINE_S

@@ -161,6 +161,11 @@ def test_a_replaced_connection_takes_up_where_the_old_one_ended(shared: Daemon) 
     client.fill(lease, 1)
     session = client.welcome.session
     client.reconnect()
+    assert shared.operator.status().sessions[0].connected
+    client.drop_connection()
+    shared.wait_for_status(lambda status: not status.sessions[0].connected)
+    client.reconnect()
+    assert shared.operator.status().sessions[0].connected
     assert client.welcome.session == session
     assert client.intact(lease, 1)
     client.pause("weights")
@@ -187,18 +192,24 @@ def test_a_grant_that_was_lost_with_its_connection_is_sent_again(shared: Daemon)
     assert shared.operator.status().device.lent_bytes == 4 * MIB
 
 
-def test_a_recall_that_was_lost_is_ordered_again_and_contents_are_kept(shared: Daemon) -> None:
+@pytest.mark.parametrize("lost", [(records.Recall,), (records.ArenaFile, records.Recall)])
+def test_an_order_that_was_lost_is_given_again_and_contents_are_kept(
+    shared: Daemon, lost: tuple[type[records.Record], ...]
+) -> None:
+    """The second time, the file of the arena that the recall names was lost as well."""
     client, other = shared.client("trainer"), shared.client("other")
     lease = client.lease("weights", 40 * MIB)
     client.fill(lease, 1)
     client.pause("weights")
-    client.held.add(records.Recall)
+    client.held.update(lost)
     waiting = other.begin(
         lambda number: records.Lease(request=number, contents=2, size_bytes=48 * MIB, timeout_ms=15_000, tag="need")
     )
     client.wait_for(lambda: len(client.kept_back) > 0)
-    client.kept_back.clear()
     client.drop_connection()
+    for received in client.kept_back:
+        for fd in received.fds:
+            os.close(fd)
     client.held.clear()
     client.reconnect()
     needed = other.answer(waiting).lease
