@@ -78,9 +78,16 @@ def test_a_pid_given_to_somebody_else_is_not_taken_for_the_peer(
         child.communicate(timeout=DEADLINE_S)
     connection, _ = listener.accept()
     found = os.pidfd_open(os.getpid())
+
+    def started_long_ago(pid: int) -> int:
+        return 0
+
+    def reused(pid: int) -> int:
+        return found
+
     monkeypatch.setattr(identity, "SO_PEERPIDFD", NO_SUCH_OPTION)
-    monkeypatch.setattr(identity, "_started_at_ns", lambda pid: 0)
-    monkeypatch.setattr(os, "pidfd_open", lambda pid: found)
+    monkeypatch.setattr(identity, "_started_at_ns", started_long_ago)
+    monkeypatch.setattr(os, "pidfd_open", reused)
     with pytest.raises(PeerUnidentified):
         identify(connection)
     connection.close()

@@ -1,4 +1,4 @@
-"""The books about the arena: a file is sent before it is named, once, and destroyed when nobody may have it any more."""
+"""The books about the arena: a file is sent before it is named, once, and destroyed when nobody may have it."""
 
 import array
 import fcntl
