@@ -11,7 +11,6 @@ import resource
 import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import uvloop
@@ -37,6 +36,7 @@ from vrambroker.broker.core.events import Drain
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.snapshot import Snapshot
 from vrambroker.broker.runtime import Bug, Runtime, World
+from vrambroker.broker.version import VERSION
 from vrambroker.v1 import broker_pb2 as v1
 
 log = logging.getLogger(__name__)
@@ -64,14 +64,6 @@ def serve(config: Config) -> None:
         raise SystemExit(1)
 
 
-def version() -> str:
-    """Return the version of the package, or of a source tree that was never installed."""
-    try:
-        return metadata.version("vrambroker")
-    except metadata.PackageNotFoundError:
-        return "0+source"
-
-
 def _raise_fd_limit() -> None:
     """Allow as many fds as we may have: each frame is one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -96,7 +88,7 @@ class _Daemon:
     def __init__(self, config: Config, folder: DeviceFolder) -> None:
         self._config = config
         self._folder = folder
-        self._version = version()
+        self._version = VERSION
         self._stop = asyncio.Event()
         self._bug: Bug | None = None
 

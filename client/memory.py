@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
+from vrambroker.broker.version import VERSION
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
@@ -298,21 +299,11 @@ def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> n
             socket_path=str(endpoint.handle_socket),
             name=name,
             device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
-            version=client_version(),
+            version=VERSION,
             timeout_s=timeout_s,
         )
     except BrokerUnavailable as error:
         raise discovery.unreachable(endpoint, error.message) from error
-
-
-def client_version() -> str:
-    """Return this package's version, `0` where it runs uninstalled."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("vrambroker")
-    except metadata.PackageNotFoundError:
-        return "0"
 
 
 def connect(name: str, device: str | None = None, *, timeout: float = TIMEOUT_S) -> Memory:

@@ -99,6 +99,7 @@ def holds_name_real_frames(book: Book) -> None:
         melting = sum(book.ledger.frames[one].size_bytes for one in hold.melting)
         covered = hold.reserved_bytes + melting >= bytes_of(hold.to_create)
         _hold(covered, "a hold covers what it is to make", ticket)
+        _hold(bool(hold.to_create) or not hold.reserved_bytes, "a hold reserves only what it makes", ticket)
         _hold_covers_need(book, ticket)
     for frame in book.ledger.frames.values():
         if frame.ticket is not None:

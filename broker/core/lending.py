@@ -158,6 +158,7 @@ def give(book: Book, event: Return) -> None:
         for slot in dict.fromkeys(event.slots):
             return_slot(book, lease, lease.slots[slot])
         after_return(book, lease)
+        hold.drop_if_never_opened(book, lease)
     else:
         return_lease(book, lease)
     book.reply(event.call.call, Done())

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from core_growth import decision_seconds
-from harness import DEADLINE_S, MIB, Memory, Result, attach, cpu_name, daemon, median_seconds, write_results
+from harness import DEADLINE_S, MIB, Result, attach, cpu_name, daemon, median_seconds, write_results
 
 from vrambroker.client.native import Client
 
@@ -34,13 +34,13 @@ def cycle(client: Client, tag: str, *, release: bool = False) -> None:
 def be_client(socket: Path, number: int) -> None:
     """Be one of n processes: grow a lease frame by frame, then pause and resume it; print the times as JSON."""
     client = attach(socket, f"load-{number}")
-    memory = Memory(client, client.open_lease("load", "drop"))
-    memory.malloc(FRAME)
+    lease = client.open_lease("load", "drop")
+    lease.malloc(FRAME, timeout_s=DEADLINE_S)
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.perf_counter()
     for _ in range(GROWTHS):
-        memory.malloc(FRAME)
+        lease.malloc(FRAME, timeout_s=DEADLINE_S)
     print(time.perf_counter() - began, flush=True)
     sys.stdin.readline()
     print(median_seconds(lambda: cycle(client, "load"), CYCLES), flush=True)
@@ -111,10 +111,8 @@ def malloc_against_mmap() -> list[Result]:
     """Measure malloc and free of 20 MiB through a range that has room, against mmap and munmap."""
     with daemon("host:902", "1GiB", "64MiB") as socket:
         client = attach(socket, "malloc")
-        memory = Memory(client, client.open_lease("blocks", "drop"))
-        kept = memory.malloc(BLOCK)
-        through_range = median_seconds(lambda: memory.free(memory.malloc(BLOCK)), 300)
-        memory.free(kept)
+        lease = client.open_lease("blocks", "drop")
+        through_range = median_seconds(lambda: client.free(lease.malloc(BLOCK, timeout_s=DEADLINE_S)), 300)
     plain = median_seconds(lambda: mmap.mmap(-1, BLOCK).close(), 300)
     return [
         Result(
@@ -131,8 +129,8 @@ def idle_against_moved() -> list[Result]:
     """Measure a pause and resume with nobody in need against one that parks the bytes and brings them back."""
     with daemon("host:903", "512MiB", "512MiB") as socket:
         client = attach(socket, "cycle")
-        memory = Memory(client, client.open_lease("weights", "keep"))
-        ctypes.memset(memory.malloc(MOVED), 7, MOVED)
+        address = client.open_lease("weights", "keep").malloc(MOVED, timeout_s=DEADLINE_S)
+        ctypes.memset(address, 7, MOVED)
         cycle(client, "weights", release=True)
         idle = median_seconds(lambda: cycle(client, "weights"), CYCLES)
         moved = median_seconds(lambda: cycle(client, "weights", release=True), 5)

@@ -18,6 +18,7 @@ class Asked:
     call.
     """
 
+    number: CallId
     request: RequestId
     actor: ev.Peer
     build: Build
@@ -41,7 +42,7 @@ class Calls:
         request = RequestId(f"r{self._next}")
         call = self._draw(actor, request)
         event = build(call)
-        asked = Asked(request=request, actor=actor, build=build, what=event)
+        asked = Asked(number=call.call, request=request, actor=actor, build=build, what=event)
         self.by_call[call.call] = asked
         return asked, event
 

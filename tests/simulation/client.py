@@ -50,6 +50,7 @@ class SimClient:
         self.inbox: deque[Order] = deque()
         self.leases: dict[LeaseId, SimLease] = {}
         self.returned: set[LeaseId] = set()
+        self.returned_slots: set[SlotId] = set()
         self.claims: list[int] = []
         self.gates: dict[OrderId, tuple[str, ...]] = {}
         self.busy: list[OrderId] = []
@@ -88,7 +89,7 @@ class SimClient:
             return
         lease = self.leases.setdefault(order.lease, SimLease(tag=order.tag, contents=order.contents))
         arrived: list[SlotId] = []
-        for grant in order.slots:
+        for grant in (one for one in order.slots if one.slot not in self.returned_slots):
             slot = lease.slots.get(grant.slot)
             if slot is not None and slot.frame is not None:
                 require(slot.frame == grant.frame, f"slot {grant.slot} is granted a second frame")
@@ -183,8 +184,8 @@ class SimClient:
             lease.paused = False
             for number, slot in lease.slots.items():
                 self._verify(number, slot)
-        if order.paused:
-            self.gates = {one: tags for one, tags in self.gates.items() if lease.tag not in tags or one in self.busy}
+        busy = self.busy if order.paused else []
+        self.gates = {one: tags for one, tags in self.gates.items() if lease.tag not in tags or one in busy}
 
     def _verify(self, number: SlotId, slot: SimSlot) -> None:
         """Look whether kept contents are there."""
@@ -219,6 +220,7 @@ class SimClient:
         lease = self.leases[number]
         for name in slots or list(lease.slots):
             slot = lease.slots.pop(name)
+            self.returned_slots.add(name)
             if slot.frame is not None:
                 self._machine.unmap(slot.frame, self.peer.pid)
         if not slots:

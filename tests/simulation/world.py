@@ -16,7 +16,7 @@ from tests.simulation.machine import Machine, Wronged, require
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.broker import Broker
-from vrambroker.broker.core.errors import BrokerError, Draining, NotOwner
+from vrambroker.broker.core.errors import BrokerError, Draining, NotOwner, OutOfHostMemory
 from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
@@ -50,7 +50,7 @@ def draw_limits(chance: Random) -> Limits:
     """Return limits that bite: a small device, a small arena, sometimes a pool."""
     sizes = chance.choice(((UNIT,), (UNIT, 4 * UNIT), (UNIT, 4 * UNIT, 16 * UNIT)))
     return Limits(
-        capacity_bytes=chance.randint(16, 48) * UNIT,
+        capacity_bytes=chance.randint(12, 28) * UNIT,
         frame_sizes_bytes=sizes,
         host_budget_bytes=chance.choice((8, 24, 64, 96)) * UNIT,
         arena_file_bytes=chance.choice((2, 8, 16, 24)) * UNIT,
@@ -96,7 +96,7 @@ class World:
 
     def _spawn(self) -> SimClient:
         pid = self.draw()
-        uid = self.chance.choice((0, 1, 1))
+        uid = self.chance.choice((0, 1, 1, 1))
         peer = ev.Peer(pid=pid, uid=uid, gid=uid, domain=DOMAINS[uid])
         client = SimClient(peer, self.machine, self.chance, self._report)
         client.faulty = self.faulty
@@ -419,11 +419,11 @@ class World:
             client.write(lease)
 
     def _deadline(self) -> Instant:
-        return Instant(self.now + self.chance.choice((0, 50, 500, 3000)))
+        return Instant(self.now + self.chance.choice((0, 300, 3000, 20_000)))
 
     def _lease(self, client: SimClient, session: SessionId) -> None:
         tag, contents = self.chance.choice(TAGS), self.chance.choice(list(ev.Contents))
-        size_bytes = self.chance.choice((1, UNIT, 3 * UNIT, 5 * UNIT - 7, 9 * UNIT, 20 * UNIT))
+        size_bytes = self.chance.choice((1, 3 * UNIT, 5 * UNIT - 7, 9 * UNIT, 12 * UNIT))
         claimed, deadline = self.chance.random() < 0.7, self._deadline()
         self.ask(
             client,
@@ -453,8 +453,15 @@ class World:
         other = self.chance.choice(list(self.by_session))
         return other, other == session
 
+    def _has_nothing(self, session: SessionId) -> bool:
+        """Tell whether there is no point in asking; now and then that is asked for all the same."""
+        client = self.by_session.get(session)
+        return (client is None or not client.leases) and self.chance.random() < 0.9
+
     def _pause(self, client: SimClient, session: SessionId) -> None:
         target, own = self._some_session(client, session)
+        if self._has_nothing(target):
+            return
         waiting = any(one.actor == client.peer and isinstance(one.what, ev.Lease) for one in self.unanswered)
         quiet = own and self.chance.random() < 0.7 and not waiting
         tags, release, deadline = self._tags(target), self.chance.random() < 0.3, self._deadline()
@@ -467,6 +474,8 @@ class World:
 
     def _resume(self, client: SimClient, session: SessionId) -> None:
         target, _ = self._some_session(client, session)
+        if self._has_nothing(target):
+            return
         tags, wait, deadline = self._tags(target), self.chance.random() < 0.6, self._deadline()
         self.ask(
             client,
@@ -656,11 +665,12 @@ class World:
         for client in self.clients:
             client.faulty, client.stopped = False, False
         self._settle()
-        self._nothing_is_stuck()
         while (deadline := self.broker.next_deadline()) is not None:
             self.now = max(self.now, deadline)
             self.happen(ev.DeadlineReached())
             self._settle()
+        self._nothing_is_stuck()
+        self._everybody_can_come_back()
         for client in list(self.clients):
             if client.alive and client.session is not None:
                 self._detach(client, client.session)
@@ -682,10 +692,87 @@ class World:
         raise Wronged("things go on for ever")
 
     def _nothing_is_stuck(self) -> None:
-        """With nothing under way, a ticket has everything or nothing."""
-        for ticket in self.broker.snapshot().queue:
+        """With nothing under way, a ticket has everything or nothing, and clients and broker see the same."""
+        seen = self.broker.snapshot()
+        for ticket in seen.queue:
             claimable = ticket.in_hand_bytes == ticket.size_bytes and not ticket.promised_bytes
-            require(not ticket.admitted or claimable, f"a ticket is stuck: {ticket}")
+            require(claimable, f"a ticket is stuck: {ticket}")
+        for session in (one for one in seen.sessions if one.session in self.by_session):
+            client = self.by_session[session.session]
+            paused = {lease.tag for lease in session.leases if lease.paused}
+            closed = [tags for tags in client.gates.values() if not paused.intersection(tags)]
+            require(not client.alive or not closed, f"gates stay closed: {client.gates}")
+            for lease in session.leases if client.alive else ():
+                settled = lease.state not in (ef.LeaseState.ARRIVING, ef.LeaseState.LEAVING)
+                require(settled or not lease.slots, f"a lease is stuck on its way: {lease}")
+                known = client.leases.get(lease.lease)
+                require(known is None or known.paused == lease.paused, f"its owner was not told: {lease}")
+
+    def _ask_and_settle(self, client: SimClient, build: Build) -> ef.Outcome | BrokerError | None:
+        asked, event = self.calls.ask(client.peer, build)
+        self.lane_of[asked.number] = client
+        self.happen(event)
+        self._settle()
+        return asked.answer
+
+    def _everybody_can_come_back(self) -> None:
+        """All pause; then one after the other comes back with all it has, and finds what it wrote."""
+        there = [client for client in self.clients if client.alive and client.session is not None]
+        for client in there:
+            self._return_what_was_never_claimed(client)
+        for client in there:
+            tags = self._tags_held(client)
+            if not tags or self.draining:
+                continue
+            answer = self._pause_all(client, tags)
+            require(isinstance(answer, ef.Paused | OutOfHostMemory), f"{answer}")
+        for client in there:
+            if self._tags_held(client) and not self.draining:
+                self._bring_back(client)
+
+    def _tags_held(self, client: SimClient) -> tuple[str, ...]:
+        views = (one for one in self.broker.snapshot().sessions if one.session == client.session)
+        return tuple(dict.fromkeys(lease.tag for view in views for lease in view.leases))
+
+    def _return_what_was_never_claimed(self, client: SimClient) -> None:
+        session = _session_of_client(client)
+        for view in (one for one in self.broker.snapshot().sessions if one.session == session):
+            for number in [lease.lease for lease in view.leases if lease.lease not in client.leases]:
+                self._ask_and_settle(client, _returning(session, number))
+            for ticket in (one for one in self.broker.snapshot().queue if one.session == view.name):
+                for number in [one for one, lease in client.leases.items() if lease.tag in ticket.tags]:
+                    client.let_go(number, [])
+                    self._ask_and_settle(client, _returning(session, number))
+
+    def _pause_all(self, client: SimClient, tags: tuple[str, ...]) -> ef.Outcome | BrokerError | None:
+        session = _session_of_client(client)
+        return self._ask_and_settle(
+            client,
+            lambda call: ev.Pause(
+                call=call, session=session, tags=tags, release=True, quiet=True, deadline=Instant(self.now + 10**6)
+            ),
+        )
+
+    def _bring_back(self, client: SimClient) -> None:
+        session = _session_of_client(client)
+        tags = self._tags_held(client)
+        answer = self._ask_and_settle(
+            client,
+            lambda call: ev.Resume(
+                call=call, session=session, tags=tags, wait=False, deadline=Instant(self.now + 10**6)
+            ),
+        )
+        seen = self.broker.snapshot()
+        views = [lease for one in seen.sessions for lease in one.leases]
+        mine = [lease for one in seen.sessions if one.session == session for lease in one.leases]
+        size_bytes = sum(slot.size_bytes for lease in mine for slot in lease.slots)
+        others_bytes = sum(lease.device_bytes for lease in views if lease not in mine and not lease.paused)
+        if size_bytes + others_bytes <= seen.capacity_bytes:
+            require(isinstance(answer, ef.Resumed), f"there is room for all of it: {answer}")
+        if isinstance(answer, ef.Resumed):
+            for lease in client.leases.values():
+                client.write(lease)
+        self._pause_all(client, tags)
 
     def _all_is_free(self) -> None:
         seen = self.broker.snapshot()
@@ -701,3 +788,12 @@ class World:
 def _session_of(event: ev.Event) -> SessionId:
     session = getattr(event, "session", None)
     return SessionId(session) if isinstance(session, int) else SessionId(0)
+
+
+def _session_of_client(client: SimClient) -> SessionId:
+    assert client.session is not None
+    return client.session
+
+
+def _returning(session: SessionId, lease: LeaseId) -> Build:
+    return lambda call: ev.Return(call=call, session=session, lease=lease, slots=())
