@@ -25,6 +25,7 @@ from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
 DEADLINE_S = 20.0
 MIB = 1 << 20
+ROOT = Path(__file__).parents[3]
 _numbers = itertools.count(os.getpid() % 1_000_000 * 1_000)
 
 
@@ -202,7 +203,7 @@ class Daemon:
             if not client.closed:
                 client.bye()
         self._clients.clear()
-        self.operator.wait_until(
+        self.wait_for_status(
             lambda status: status.device.free_bytes == status.device.capacity_bytes and not status.host.used_bytes
         )
 

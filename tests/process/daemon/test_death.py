@@ -7,17 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.process.daemon.conftest import StartDaemon
-from tests.process.daemon.harness import DEADLINE_S, MIB, Daemon
+from tests.process.daemon.harness import DEADLINE_S, MIB, ROOT, Daemon
 from tests.process.daemon.raw_client import DROP, RawClient, Refused
 from vrambroker.broker.adapters import records
 from vrambroker.v1 import broker_pb2 as v1
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = "tests.process.daemon.worker"
 
 
 def _free(status: v1.Status) -> bool:
@@ -28,7 +27,8 @@ def _free(status: v1.Status) -> bool:
 @contextmanager
 def _mortal(daemon: Daemon, die_at: int) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, str(WORKER), str(daemon.handles), str(die_at)],
+        [sys.executable, "-m", WORKER, str(daemon.handles), str(die_at)],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -96,7 +96,6 @@ def test_a_forked_child_holds_the_fence(shared: Daemon) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path.cwd())!r})
 from tests.process.daemon.raw_client import RawClient
 client = RawClient(Path({str(shared.handles)!r}), "parent")
 lease = client.lease("weights", {48 * MIB})
@@ -112,7 +111,7 @@ os.kill(os.getpid(), 9)
 """
     other = shared.client("other")
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         child = int(_hear(parent))
         assert parent.wait(DEADLINE_S) == -signal.SIGKILL
@@ -250,14 +249,15 @@ def test_a_token_is_worth_nothing_in_another_process(shared: Daemon) -> None:
     script = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path.cwd())!r})
 from tests.process.daemon.raw_client import Refused, connect, say_hello
 try:
     say_hello(connect(Path({str(shared.handles)!r})), "thief", token=bytes.fromhex({client.token.hex()!r}))
 except Refused as refused:
     print(refused.name)
 """
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    )
     assert ran.stdout.strip() == "NotOwner"
     assert client.lease("still", 2 * MIB)
 
