@@ -70,6 +70,29 @@ def test_a_peer_that_has_ended_is_not_identified(listener: socket.socket) -> Non
     connection.close()
 
 
+def test_a_pid_given_to_somebody_else_is_not_taken_for_the_peer(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer has ended, and its number now means a process that is older than our look at it: this one."""
+    with _connecting(listener, "") as child:
+        child.communicate(timeout=DEADLINE_S)
+    connection, _ = listener.accept()
+    found = os.pidfd_open(os.getpid())
+
+    def started_long_ago(pid: int) -> int:
+        return 0
+
+    def reused(pid: int) -> int:
+        return found
+
+    monkeypatch.setattr(identity, "SO_PEERPIDFD", NO_SUCH_OPTION)
+    monkeypatch.setattr(identity, "_started_at_ns", started_long_ago)
+    monkeypatch.setattr(os, "pidfd_open", reused)
+    with pytest.raises(PeerUnidentified):
+        identify(connection)
+    connection.close()
+
+
 def test_processes_of_one_user_in_one_namespace_share_a_domain(listener: socket.socket) -> None:
     with _connecting(listener, "sys.stdin.read()") as one, _connecting(listener, "sys.stdin.read()") as two:
         connections = [listener.accept()[0] for _ in range(2)]

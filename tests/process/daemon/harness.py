@@ -25,6 +25,7 @@ from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
 DEADLINE_S = 20.0
 MIB = 1 << 20
+ROOT = Path(__file__).parents[3]
 _numbers = itertools.count(os.getpid() % 1_000_000 * 1_000)
 
 
@@ -164,6 +165,12 @@ class Daemon:
     def fds(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
+    def wait_for_status(self, claim: Callable[[v1.Status], bool]) -> None:
+        """Wait for something that no event tells of; each look is a round trip through the daemon's loop."""
+        end = time.monotonic() + DEADLINE_S
+        while not claim(status := self.operator.status()):
+            assert time.monotonic() < end, f"never came true: {status}"
+
     def wait_for_fds(self, count: int) -> None:
         """Wait until the daemon has no more than so many fds; each look is a round trip through its loop."""
         end = time.monotonic() + DEADLINE_S
@@ -196,7 +203,7 @@ class Daemon:
             if not client.closed:
                 client.bye()
         self._clients.clear()
-        self.operator.wait_until(
+        self.wait_for_status(
             lambda status: status.device.free_bytes == status.device.capacity_bytes and not status.host.used_bytes
         )
 

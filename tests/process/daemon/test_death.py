@@ -7,18 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.process.daemon.conftest import StartDaemon
-from tests.process.daemon.harness import DEADLINE_S, MIB, Daemon
+from tests.process.daemon.harness import DEADLINE_S, MIB, ROOT, Daemon
 from tests.process.daemon.raw_client import DROP, RawClient, Refused
 from vrambroker.broker.adapters import records
 from vrambroker.v1 import broker_pb2 as v1
 
-WORKER = Path(__file__).with_name("worker.py")
-ROOT = Path(__file__).resolve().parents[3]
+WORKER = "tests.process.daemon.worker"
 
 
 def _free(status: v1.Status) -> bool:
@@ -29,8 +27,8 @@ def _free(status: v1.Status) -> bool:
 @contextmanager
 def _mortal(daemon: Daemon, die_at: int) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, str(WORKER), str(daemon.handles), str(die_at)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", WORKER, str(daemon.handles), str(die_at)],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -98,7 +96,6 @@ def test_a_forked_child_holds_the_fence(shared: Daemon) -> None:
     script = f"""
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path.cwd())!r})
 from tests.process.daemon.raw_client import RawClient
 client = RawClient(Path({str(shared.handles)!r}), "parent")
 lease = client.lease("weights", {48 * MIB})
@@ -114,7 +111,7 @@ os.kill(os.getpid(), 9)
 """
     other = shared.client("other")
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         child = int(_hear(parent))
         assert parent.wait(DEADLINE_S) == -signal.SIGKILL
@@ -163,6 +160,11 @@ def test_a_replaced_connection_takes_up_where_the_old_one_ended(shared: Daemon) 
     client.fill(lease, 1)
     session = client.welcome.session
     client.reconnect()
+    assert shared.operator.status().sessions[0].connected
+    client.drop_connection()
+    shared.wait_for_status(lambda status: not status.sessions[0].connected)
+    client.reconnect()
+    assert shared.operator.status().sessions[0].connected
     assert client.welcome.session == session
     assert client.intact(lease, 1)
     client.pause("weights")
@@ -189,18 +191,24 @@ def test_a_grant_that_was_lost_with_its_connection_is_sent_again(shared: Daemon)
     assert shared.operator.status().device.lent_bytes == 4 * MIB
 
 
-def test_a_recall_that_was_lost_is_ordered_again_and_contents_are_kept(shared: Daemon) -> None:
+@pytest.mark.parametrize("lost", [(records.Recall,), (records.ArenaFile, records.Recall)])
+def test_an_order_that_was_lost_is_given_again_and_contents_are_kept(
+    shared: Daemon, lost: tuple[type[records.Record], ...]
+) -> None:
+    """The second time, the file of the arena that the recall names was lost as well."""
     client, other = shared.client("trainer"), shared.client("other")
     lease = client.lease("weights", 40 * MIB)
     client.fill(lease, 1)
     client.pause("weights")
-    client.held.add(records.Recall)
+    client.held.update(lost)
     waiting = other.begin(
         lambda number: records.Lease(request=number, contents=2, size_bytes=48 * MIB, timeout_ms=15_000, tag="need")
     )
     client.wait_for(lambda: len(client.kept_back) > 0)
-    client.kept_back.clear()
     client.drop_connection()
+    for received in client.kept_back:
+        for fd in received.fds:
+            os.close(fd)
     client.held.clear()
     client.reconnect()
     needed = other.answer(waiting).lease
@@ -241,14 +249,15 @@ def test_a_token_is_worth_nothing_in_another_process(shared: Daemon) -> None:
     script = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path.cwd())!r})
 from tests.process.daemon.raw_client import Refused, connect, say_hello
 try:
     say_hello(connect(Path({str(shared.handles)!r})), "thief", token=bytes.fromhex({client.token.hex()!r}))
 except Refused as refused:
     print(refused.name)
 """
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    )
     assert ran.stdout.strip() == "NotOwner"
     assert client.lease("still", 2 * MIB)
 

@@ -5,15 +5,14 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.process.daemon.harness import DEADLINE_S, MIB, Daemon
+from tests.process.daemon.harness import DEADLINE_S, MIB, ROOT, Daemon
 from tests.process.daemon.raw_client import Gone, RawClient, Refused, connect, receive, say_hello
 from vrambroker.broker.adapters import records
 
-STORM = Path(__file__).with_name("storm.py")
+STORM = "tests.process.daemon.storm"
 SEEDS = range(5)
 PACKETS_PER_SEED = 2_000
 
@@ -30,8 +29,8 @@ def test_ten_thousand_random_packets_leave_nothing(daemon: Daemon) -> None:
     before = daemon.operator.status()
     fds = daemon.fds()
     for seed in SEEDS:
-        command = [sys.executable, str(STORM), str(daemon.handles), str(seed), str(PACKETS_PER_SEED)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        command = [sys.executable, "-m", STORM, str(daemon.handles), str(seed), str(PACKETS_PER_SEED)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert (ran.returncode, ran.stderr) == (0, ""), f"seed {seed}"
         assert int(ran.stdout) >= PACKETS_PER_SEED
         after = daemon.operator.wait_until(lambda status: len(status.sessions) == 1 and not status.device.held_bytes)
@@ -165,11 +164,10 @@ def test_a_client_that_does_not_read_is_cut_off_and_stalls_nobody(shared: Daemon
     deaf.close()
 
 
-OTHER_UID = f"""
+OTHER_UID = """
 import os, sys
-sys.path.insert(0, {str(Path.cwd())!r})
 from pathlib import Path
-handles, gid, session, token = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+handles, gid, session = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 from tests.process.daemon.harness import Operator
 from tests.process.daemon.raw_client import Refused, connect
 from vrambroker.broker.core.errors import BrokerError
@@ -193,7 +191,8 @@ else:
 
 def _as_nobody(daemon: Daemon, gid: int) -> str:
     ran = subprocess.run(
-        [sys.executable, "-c", OTHER_UID, str(daemon.handles), str(gid), "trainer", ""],
+        [sys.executable, "-c", OTHER_UID, str(daemon.handles), str(gid), "trainer"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

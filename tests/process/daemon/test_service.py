@@ -280,7 +280,7 @@ def test_a_call_given_up_is_withdrawn(shared: Daemon) -> None:
     call = shared.operator.stub.Resume.future(request, metadata=shared.operator.metadata, timeout=DEADLINE_S)
     shared.operator.wait_until(lambda status: len(status.queue) == 1)
     call.cancel()
-    shared.operator.wait_until(lambda status: not status.queue)
+    shared.wait_for_status(lambda status: not status.queue)
 
 
 def test_a_daemon_with_many_frames_raises_its_own_fd_limit(shared: Daemon) -> None:
