@@ -2,6 +2,7 @@
 
 #include <sys/wait.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <random>
 
@@ -49,35 +50,6 @@ int run_in_child(Child child) {
   int status = 0;
   CHECK_EQ(::waitpid(pid, &status, 0), pid);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-}
-
-// In a process that has no other client, so that the fds can be counted.
-int fork_with_one_client() {
-  Peer peer;
-  Grown grown(peer);
-  const std::size_t fds = count_fds();
-  const int code = run_in_child([&] {
-    // Socket, epoll and wake are gone here.
-    if (count_fds() != fds - 3) return 1;
-    if (is_readable(grown.pointer)) return 2;
-    if (vrb_free(grown.client, grown.pointer, nullptr) != VRB_FORKED) return 3;
-    if (try_allocate(grown.lease, 8).status != VRB_FORKED) return 4;
-    if (peer::pause(grown.client, {"weights"}).status != VRB_FORKED) return 5;
-    if (vrb_close(grown.client, nullptr) != VRB_FORKED) return 6;
-    vrb_torch_free(grown.pointer, 0, 0, nullptr);
-    if (vrb_torch_last_error(nullptr) != VRB_OK) return 7;
-    vrb_region_push(grown.lease);
-    if (vrb_torch_malloc(8, 0, nullptr) != nullptr || vrb_torch_last_error(nullptr) != VRB_FORKED) return 8;
-    return 0;
-  });
-  CHECK_EQ(code, 0);
-  CHECK_EQ(std::string(grown.pointer), "here");
-  CHECK_EQ(count_fds(), fds);
-  CHECK_EQ(stats(grown.client).reconnects, uint64_t{0});
-  Background growing([&] { allocate(grown.lease, FRAME); });
-  peer.serve_lease(3, {{5}});
-  growing.join();
-  return 0;
 }
 
 }  // namespace
@@ -251,7 +223,32 @@ TEST(session, close_of_an_idle_client_says_goodbye) {
   CHECK(vrb_lease_open(client, "weights", VRB_KEEP, &lease, nullptr) == VRB_WRONG_STATE);
 }
 
-TEST(session, a_forked_child_owns_nothing) { CHECK_EQ(run_in_child(fork_with_one_client), 0); }
+TEST(session, a_forked_child_owns_nothing) {
+  Peer peer;
+  Grown grown(peer);
+  const std::size_t fds = count_fds();
+  const int code = run_in_child([&] {
+    // Socket, epoll and wake are gone here.
+    if (count_fds() != fds - 3) return 1;
+    if (is_readable(grown.pointer)) return 2;
+    if (vrb_free(grown.client, grown.pointer, nullptr) != VRB_FORKED) return 3;
+    if (try_allocate(grown.lease, 8).status != VRB_FORKED) return 4;
+    if (peer::pause(grown.client, {"weights"}).status != VRB_FORKED) return 5;
+    if (vrb_close(grown.client, nullptr) != VRB_FORKED) return 6;
+    vrb_torch_free(grown.pointer, 0, 0, nullptr);
+    if (vrb_torch_last_error(nullptr) != VRB_OK) return 7;
+    vrb_region_push(grown.lease);
+    if (vrb_torch_malloc(8, 0, nullptr) != nullptr || vrb_torch_last_error(nullptr) != VRB_FORKED) return 8;
+    return 0;
+  });
+  CHECK_EQ(code, 0);
+  CHECK_EQ(std::string(grown.pointer), "here");
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(stats(grown.client).reconnects, uint64_t{0});
+  Background growing([&] { allocate(grown.lease, FRAME); });
+  peer.serve_lease(3, {{5}});
+  growing.join();
+}
 
 TEST(session, a_forked_child_may_connect_on_its_own) {
   Peer peer;
@@ -274,23 +271,27 @@ TEST(session, a_forked_child_may_connect_on_its_own) {
   CHECK_EQ(std::string(grown.pointer), "here");
 }
 
+// Not a test of its own: what the next one runs in a process of its own, with the peer's path in the environment.
+TEST(helper_process, ends_with_everything_alive) {
+  const char *path = std::getenv("VRB_PEER_PATH");
+  if (path == nullptr) return;
+  vrb_client *client = peer::connect(path);
+  allocate(open_lease(client, "weights"), 1000);
+  std::thread([client] {
+    for (;;) stats(client);
+  }).detach();
+  std::exit(0);
+}
+
 TEST(session, the_process_may_end_with_everything_alive) {
   Peer peer;
-  // In a child of its own, which exits as programs do, with its threads at work and memory allocated.
   Background child([&] {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      vrb_client *client = peer::connect(peer.path());
-      allocate(open_lease(client, "weights"), 1000);
-      std::thread([client] {
-        for (;;) stats(client);
-      }).detach();
-      std::exit(7);
-    }
-    int status = 0;
-    CHECK_EQ(::waitpid(pid, &status, 0), pid);
-    CHECK(WIFEXITED(status));
-    CHECK_EQ(WEXITSTATUS(status), 7);
+    const int code = run_in_child([&] {
+      ::setenv("VRB_PEER_PATH", peer.path().c_str(), 1);
+      ::execl("/proc/self/exe", "vrambroker_tests", "helper_process.", nullptr);
+      return 97;
+    });
+    CHECK_EQ(code, 0);
   });
   peer.accept();
   peer.welcome();
