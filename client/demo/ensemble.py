@@ -24,6 +24,7 @@ ANSWER_SECONDS_MIN = 90.0
 PARAMETERS_PER_SECOND = 1e6
 HOST_BUDGET_SHARE = 1.5
 LAST_WORDS_S = 0.5
+TEMPORARY_PATH_BYTES_MAX = 50
 
 
 class Ensemble:
@@ -33,7 +34,9 @@ class Ensemble:
         """Start the daemon and both workers. Raises `DaemonFailed`; then nothing is left behind."""
         began = time.monotonic()
         with ExitStack() as stack:
-            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vrambroker-demo-")))
+            run_dir = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="vrambroker-demo-", dir=_short_dir()))
+            )
             say("starting the daemon")
             daemon, self.device = start_broker(
                 device,
@@ -92,6 +95,12 @@ class Ensemble:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _short_dir() -> Path:
+    """Return where temporary things go, unless a socket in a folder there had too long a path (unix(7))."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(os.fsencode(usual)) <= TEMPORARY_PATH_BYTES_MAX else Path("/tmp")
 
 
 def _settings(device: str, size: Size, seed: int) -> Settings:

@@ -106,9 +106,26 @@ def test_both_sides_find_the_same_answer_equally_likely() -> None:
     policy.fill_cache(cache, size, model.device)
     for tensor in policy.cache_tensors(cache).values():
         tensor.fill_(float("nan"))
-    prompts = torch.tensor(task.make_prompts(random.Random(1), size.prompts * size.samples))
+    prompts = torch.tensor(task.make_prompts(random.Random(1), size.prompts))
     answers, logprobs = policy.generate(model, cache, prompts)
+    sequence = torch.cat([prompts.repeat_interleave(size.samples, dim=0), answers], dim=1)
     with torch.no_grad():
         again = policy.answer_logprobs(model, prompts, answers)
-    assert answers.shape == (len(prompts), task.DIGITS)
+        plainly = model(input_ids=sequence[:, :-1], logits_to_keep=task.DIGITS).logits.log_softmax(dim=-1)
+    assert answers.shape == (size.prompts * size.samples, task.DIGITS)
     assert torch.allclose(logprobs, again, atol=1e-5)
+    assert torch.allclose(logprobs, plainly.gather(2, answers.unsqueeze(2)).squeeze(2), atol=1e-5)
+
+
+def test_shared_prompts_have_the_gradients_of_prompts_read_one_by_one() -> None:
+    model = policy.make_model(SIZES[DEFAULT_SIZE], seed=1)
+    prompts = torch.tensor(task.make_prompts(random.Random(1), 3))
+    answers = torch.randint(0, task.BASE, (6, task.DIGITS))
+    weight = torch.randn(6, task.DIGITS)
+    gradients: list[list[torch.Tensor]] = []
+    for asked in (prompts, prompts.repeat_interleave(2, dim=0)):
+        model.zero_grad()
+        (policy.answer_logprobs(model, asked, answers) * weight).sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append([torch.zeros(1) if p.grad is None else p.grad.clone() for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+    assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 0.01
