@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
-from vrambroker.broker.version import VERSION
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
@@ -292,6 +291,9 @@ def _attached_otherwise(there: _Attachment, name: str) -> WrongState:
 
 
 def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> native.Client:
+    # Asking for the installed version costs as much as the rest of this import.
+    from vrambroker.broker.version import VERSION
+
     # A library that is not there is another matter than a daemon that is not, and says so by itself.
     native.library()
     try:

@@ -7,7 +7,6 @@ HEAVY = ("torch", "grpc", "google", "numpy", "typer", "rich", "uvloop", "asyncio
 
 ALLOWED = {
     "vrambroker.broker",
-    "vrambroker.broker.version",
     "vrambroker.broker.core",
     "vrambroker.broker.core.errors",
 }
