@@ -68,7 +68,7 @@ def generate(model: Qwen2ForCausalLM, cache: StaticCache, prompts: torch.Tensor)
     for index, layer in enumerate(_read(model, prompts, samples).layers):
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None and layer.values is not None
-        cache.update(layer.keys, layer.values, index)  # pyright: ignore[reportUnknownMemberType]
+        cache.update(layer.keys, layer.values, index)  # pyright: ignore[reportUnknownMemberType]  # transformers'
     tokens: list[torch.Tensor] = []
     logprobs: list[torch.Tensor] = []
     given = prompts[:, -1:].repeat_interleave(samples, dim=0)

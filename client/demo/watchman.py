@@ -57,7 +57,7 @@ class Watchman:
 
 def fingerprint(tensor: torch.Tensor) -> int:
     """Return a number that changes, all but certainly, with any bit of the tensor and with their order."""
-    return zlib.crc32(tensor.detach().cpu().reshape(-1).numpy())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return zlib.crc32(tensor.detach().cpu().reshape(-1).numpy().data)
 
 
 def _addresses(tensors: Tensors) -> dict[str, int]:
