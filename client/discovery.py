@@ -93,6 +93,15 @@ def device_id(device: str) -> str:
     return device
 
 
+def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
+    """Return the error for a daemon whose sockets are there but which does not answer."""
+    return BrokerUnavailable(
+        message=f"no broker answers at {endpoint.handle_socket} ({why}): "
+        f"start one with `broker serve --device {endpoint.device}`",
+        path=str(endpoint.handle_socket),
+    )
+
+
 def _folders(directory: Path) -> list[Path]:
     try:
         return sorted(entry for entry in directory.iterdir())

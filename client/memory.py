@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from vrambroker.broker.core.errors import WrongState
+from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
+from vrambroker.broker.version import VERSION
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
@@ -291,23 +292,18 @@ def _attached_otherwise(there: _Attachment, name: str) -> WrongState:
 
 
 def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> native.Client:
-    return native.Client(
-        socket_path=str(endpoint.handle_socket),
-        name=name,
-        device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
-        version=client_version(),
-        timeout_s=timeout_s,
-    )
-
-
-def client_version() -> str:
-    """Return this package's version, `0` where it runs uninstalled."""
-    from importlib import metadata
-
+    # A library that is not there is another matter than a daemon that is not, and says so by itself.
+    native.library()
     try:
-        return metadata.version("vrambroker")
-    except metadata.PackageNotFoundError:
-        return "0"
+        return native.Client(
+            socket_path=str(endpoint.handle_socket),
+            name=name,
+            device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
+            version=VERSION,
+            timeout_s=timeout_s,
+        )
+    except BrokerUnavailable as error:
+        raise discovery.unreachable(endpoint, error.message) from error
 
 
 def connect(name: str, device: str | None = None, *, timeout: float = TIMEOUT_S) -> Memory:

@@ -134,6 +134,8 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_get_info": (c_void_p, POINTER(_Info), POINTER(_Error)),
     "vrb_get_stats": (c_void_p, POINTER(_Stats), POINTER(_Error)),
     "vrb_lease_open": (c_void_p, c_char_p, c_int, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_malloc": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_free": (c_void_p, c_void_p, POINTER(_Error)),
     "vrb_pause": (c_void_p, POINTER(c_char_p), c_uint32, c_int, c_uint32, POINTER(_Error)),
     "vrb_resume": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(c_uint8), POINTER(_Error)),
     "vrb_use_enter": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
@@ -249,6 +251,10 @@ class Client:
         self._call("vrb_lease_open", check_label(tag, "tag"), number, byref(handle))
         return Lease(tag=tag, contents=contents, handle=handle, library=self._library)
 
+    def free(self, address: int) -> None:
+        """Free what `Lease.malloc` gave, in any state of its tag. Raises `InvalidArgument` for any other address."""
+        self._call("vrb_free", address)
+
     def pause(self, tags: Sequence[str], *, release: bool, timeout_s: float) -> None:
         self._call("vrb_pause", _labels(tags), len(tags), int(release), milliseconds(timeout_s))
 
@@ -283,6 +289,16 @@ class Lease:
         self.contents = contents
         self._handle = handle
         self._library = library
+
+    def malloc(self, size_bytes: int, *, timeout_s: float) -> int:
+        """Return the address of a new allocation. Ownership: the caller's, who gives it to `Client.free`."""
+        error = _Error()
+        pointer = c_void_p()
+        status = self._library.vrb_malloc(
+            self._handle, size_bytes, milliseconds(timeout_s), byref(pointer), byref(error)
+        )
+        _raise_unless_ok(status, error)
+        return pointer.value or 0
 
     def byte_tensor(self, size_bytes: int, *, timeout_s: float) -> int:
         """Return the address of a `DLManagedTensor` over a new allocation. Ownership: the caller's, until consumed."""

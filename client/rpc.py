@@ -15,12 +15,11 @@ from vrambroker.broker.adapters import records
 from vrambroker.broker.core.errors import (
     BrokerError,
     BrokerLost,
-    BrokerUnavailable,
     DriverFailed,
     VersionMismatch,
     WaitExpired,
 )
-from vrambroker.client import native
+from vrambroker.client import discovery, native
 from vrambroker.client.discovery import Endpoint
 from vrambroker.client.status import Status, StreamEvent, event_of, status_of
 
@@ -192,7 +191,7 @@ class Control:
                 f"start it again with `broker serve --device {self._endpoint.device}`, and attach anew"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
-            return unreachable(self._endpoint, text)
+            return discovery.unreachable(self._endpoint, text)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return WaitExpired(message=f"the broker at {self._endpoint.rpc_socket} did not answer in time")
         if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -275,9 +274,9 @@ def _welcome(connection: socket.socket, endpoint: Endpoint, version: str) -> rec
         connection.send(records.encode(hello))
         packet = connection.recv(records.PACKET_BYTES_MAX)
     except OSError as error:
-        raise unreachable(endpoint, str(error)) from error
+        raise discovery.unreachable(endpoint, str(error)) from error
     if not packet:
-        raise unreachable(endpoint, "it closed the connection")
+        raise discovery.unreachable(endpoint, "it closed the connection")
     try:
         answer = records.decode(packet, 0, (records.Welcome, records.Error))
     except records.BadRecord as error:
@@ -290,15 +289,6 @@ def _welcome(connection: socket.socket, endpoint: Endpoint, version: str) -> rec
         raise native.decoded(answer.detail)
     assert isinstance(answer, records.Welcome)
     return answer
-
-
-def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
-    """Return the error for a daemon whose sockets are there but which does not answer."""
-    return BrokerUnavailable(
-        message=f"no broker answers at {endpoint.handle_socket} ({why}): "
-        f"start one with `broker serve --device {endpoint.device}`",
-        path=str(endpoint.handle_socket),
-    )
 
 
 def _request_id() -> str:

@@ -22,7 +22,7 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostStatus:
-    """The arena: what may be parked at once, and what is set aside or parked now."""
+    """The arena: what it may grow to, and what it has populated, which it keeps for the next pause."""
 
     budget_bytes: int
     used_bytes: int

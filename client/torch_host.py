@@ -5,6 +5,7 @@ that none of its arguments had is new: its bytes move to leased memory, and the 
 in-place results and memory that torch did not allocate itself are left as they are.
 """
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -45,19 +46,20 @@ class RegionMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, what this thread's operators allocate on the CPU comes from `allocate`.
 
     Of nested regions the innermost acts. The mode belongs to the thread that enters it, and to backward passes begun
-    there.
+    there; in a forked child it does nothing, as the memory is the parent's.
     """
 
     def __init__(self, allocate: Allocate) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._allocate = allocate
+        self._pid = os.getpid()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, then move what it allocated. Raises what `allocate` raises; the result is dropped then."""
         named = kwargs or {}
-        if _depth.busy:
+        if _depth.busy or os.getpid() != self._pid:
             return func(*args, **named)
         known = set[int]() if func in _LIFTING else _storages_of((*args, *named.values()))
         _depth.busy = True

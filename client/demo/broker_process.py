@@ -23,7 +23,7 @@ def start_broker(device: str, run_dir: Path, *, capacity_bytes: int, host_budget
     """
     numbers = random.SystemRandom()
     for _ in range(ATTEMPTS if device == "host" else 1):
-        chosen = f"host:{numbers.randrange(1000, 1_000_000)}" if device == "host" else device
+        chosen = f"host:{numbers.randrange(10, 100)}" if device == "host" else device
         child = _serve(chosen, run_dir, capacity_bytes=capacity_bytes, host_budget_bytes=host_budget_bytes)
         if child is not None:
             return child, chosen
@@ -58,8 +58,8 @@ def _wait_ready(manager: socket.socket, child: Child) -> bool:
     try:
         while True:
             left_s = deadline - time.monotonic()
-            readable, _, _ = select.select([manager, pidfd], [], [], max(0.0, left_s))
-            if manager in readable and b"READY=1" in manager.recv(4096):
+            readable, _, _ = select.select([manager.fileno(), pidfd], [], [], max(0.0, left_s))
+            if manager.fileno() in readable and b"READY=1" in manager.recv(4096):
                 return True
             if pidfd in readable:
                 child.ended(1.0)

@@ -3,12 +3,15 @@
 import os
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vrambroker.broker.core.errors import BrokerError
 from vrambroker.client.demo.broker_process import start_broker
+from vrambroker.client.demo.failure import DaemonFailed, WorkerFailed
 from vrambroker.client.demo.plan import Plan
 from vrambroker.client.demo.progress import Say
 from vrambroker.client.demo.side import Side
@@ -20,6 +23,8 @@ from vrambroker.client.discovery import Endpoint
 ANSWER_SECONDS_MIN = 90.0
 PARAMETERS_PER_SECOND = 1e6
 HOST_BUDGET_SHARE = 1.5
+LAST_WORDS_S = 0.5
+TEMPORARY_PATH_BYTES_MAX = 50
 
 
 class Ensemble:
@@ -29,7 +34,9 @@ class Ensemble:
         """Start the daemon and both workers. Raises `DaemonFailed`; then nothing is left behind."""
         began = time.monotonic()
         with ExitStack() as stack:
-            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vrambroker-demo-")))
+            run_dir = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="vrambroker-demo-", dir=_short_dir()))
+            )
             say("starting the daemon")
             daemon, self.device = start_broker(
                 device,
@@ -37,7 +44,7 @@ class Ensemble:
                 capacity_bytes=plan.capacity_bytes,
                 host_budget_bytes=int(plan.kept_bytes * HOST_BUDGET_SHARE),
             )
-            stack.enter_context(daemon)
+            self._daemon = stack.enter_context(daemon)
             self.watcher = self._watch(stack, run_dir)
             mailbox_fd = _make_mailbox(plan.weights_bytes)
             stack.callback(os.close, mailbox_fd)
@@ -47,9 +54,20 @@ class Ensemble:
                 # Other weights for the rollout: what it answers with must be what the trainer gave it.
                 for role, role_seed in (("trainer", seed), ("rollout", seed + 1))
             )
-            self.addresses = self._prepare(say)
+            with self.blaming_the_daemon():
+                self.addresses = self._prepare(say)
             self.setup_seconds = time.monotonic() - began
             self._stack = stack.pop_all()
+
+    @contextmanager
+    def blaming_the_daemon(self) -> Generator[None]:
+        """Raise `DaemonFailed` instead of what the daemon's end made of the workers in the block."""
+        try:
+            yield
+        except (WorkerFailed, BrokerError) as error:
+            if self._daemon.ended(LAST_WORDS_S):
+                raise DaemonFailed(self._daemon.epitaph()) from error
+            raise
 
     def _watch(self, stack: ExitStack, run_dir: Path) -> Watcher:
         endpoint = Endpoint(device=self.device, directory=run_dir / self.device)
@@ -77,6 +95,12 @@ class Ensemble:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _short_dir() -> Path:
+    """Return where temporary things go, unless a socket in a folder there had too long a path (unix(7))."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(os.fsencode(usual)) <= TEMPORARY_PATH_BYTES_MAX else Path("/tmp")
 
 
 def _settings(device: str, size: Size, seed: int) -> Settings:

@@ -60,7 +60,7 @@ def learn(trainer: Side, rollout: Side, size: Size, limits: Limits, *, seed: int
 
 def _step(trainer: Side, rollout: Side, size: Size, course: Course, rng: random.Random, tell: Tell) -> None:
     step = len(course.rewards)
-    prompts = [prompt for prompt in task.make_prompts(rng, size.prompts) for _ in range(size.samples)]
+    prompts = task.make_prompts(rng, size.prompts)
     tell(course, "update")
     rollout.ask("wake", step=step)
     trainer.ask("publish")
@@ -68,7 +68,8 @@ def _step(trainer: Side, rollout: Side, size: Size, course: Course, rng: random.
     tell(course, "generate")
     generated = rollout.ask("generate", step=step, prompts=prompts)
     answers: list[list[int]] = generated["answers"]
-    rewards = [task.reward(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    asked = [prompt for prompt in prompts for _ in range(size.samples)]
+    rewards = [task.reward(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
     tell(course, "train")
     trained = trainer.ask(
         "train", step=step, prompts=prompts, answers=answers, logprobs=generated["logprobs"], rewards=rewards

@@ -4,8 +4,8 @@ The one file that touches `transformers`; it is imported in the workers only, si
 """
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCache
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 from vrambroker.client.demo import task
 from vrambroker.client.demo.sizes import Size
@@ -58,17 +58,22 @@ def cache_tensors(cache: StaticCache) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def generate(model: Qwen2ForCausalLM, cache: StaticCache, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample an answer to every prompt at temperature 1.
+    """Sample a group of answers to every prompt, at temperature 1; as many answers as the cache has room for.
 
-    Shapes: prompts `[answers, PROMPT_LENGTH]`; returns tokens and their log-probabilities, both `[answers, DIGITS]`.
-    The cache's contents are undefined before (it was dropped) and are cleared first.
+    Shapes: prompts `[prompts, PROMPT_LENGTH]`; returns tokens and their log-probabilities, both `[answers, DIGITS]`,
+    a prompt's answers one after the other. The cache's contents are undefined before (it was dropped) and are cleared.
     """
+    samples = cache_tensors(cache)["0.keys"].shape[0] // len(prompts)
     cache.reset()  # type: ignore[no-untyped-call]  # transformers'
+    for index, layer in enumerate(_read(model, prompts, samples).layers):
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None and layer.values is not None
+        cache.update(layer.keys, layer.values, index)  # pyright: ignore[reportUnknownMemberType]
     tokens: list[torch.Tensor] = []
     logprobs: list[torch.Tensor] = []
-    given = prompts
+    given = prompts[:, -1:].repeat_interleave(samples, dim=0)
     for _ in range(task.DIGITS):
-        logits = model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = model(input_ids=given, past_key_values=cache, use_cache=True).logits[:, -1]
         distribution = logits.float().log_softmax(dim=-1)
         given = torch.multinomial(distribution.exp(), num_samples=1)
         tokens.append(given)
@@ -77,8 +82,17 @@ def generate(model: Qwen2ForCausalLM, cache: StaticCache, prompts: torch.Tensor)
 
 
 def answer_logprobs(model: Qwen2ForCausalLM, prompts: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Return how likely the model finds each token of the answers: `[answers, DIGITS]`, differentiable."""
-    sequence = torch.cat([prompts, answers], dim=1)
-    logits = model(input_ids=sequence[:, :-1], use_cache=False, logits_to_keep=task.DIGITS).logits
+    """Return how likely the model finds each token of the answers, differentiable. Shapes as in `generate`."""
+    samples = len(answers) // len(prompts)
+    given = torch.cat([prompts[:, -1:].repeat_interleave(samples, dim=0), answers[:, :-1]], dim=1)
+    logits = model(input_ids=given, past_key_values=_read(model, prompts, samples), use_cache=True).logits
     logprobs: torch.Tensor = logits.float().log_softmax(dim=-1).gather(2, answers.unsqueeze(2)).squeeze(2)
     return logprobs
+
+
+def _read(model: Qwen2ForCausalLM, prompts: torch.Tensor, samples: int) -> DynamicCache:
+    """Have the model read each prompt once, but for its last token, and share that among its answers."""
+    cache = DynamicCache(config=model.config)
+    model.model(input_ids=prompts[:, :-1], past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(samples)
+    return cache

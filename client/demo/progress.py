@@ -53,7 +53,7 @@ class Progress:
         now = time.monotonic()
         if self._live is None and stage == "train" and now - self._told_at >= PLAIN_EVERY_S:
             self._told_at = now
-            self._console.print(self._draw().plain, highlight=False)
+            self._console.print(self._draw().plain, highlight=False, soft_wrap=True)
 
     def _draw(self) -> Text:
         share = min(1.0, self._lent_bytes() / max(1, self._capacity_bytes))

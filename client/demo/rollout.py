@@ -5,6 +5,7 @@ be given new values, and the cache once the trainer has let go.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 
@@ -58,7 +59,7 @@ class Rollout:
             answers, logprobs = policy.generate(self._model, self._cache, torch.tensor(prompts))
         self._watchman.check_addresses()
         self._pause()
-        return {"answers": answers.tolist(), "logprobs": logprobs.tolist(), **self._findings()}
+        return {"answers": _lists(answers), "logprobs": _lists(logprobs), **self._findings()}
 
     def finish(self) -> dict[str, object]:
         """Bring everything back once more and look at it."""
@@ -88,3 +89,7 @@ class Rollout:
 
     def _weights(self) -> Mapping[str, torch.Tensor]:
         return dict(self._model.named_parameters())
+
+
+def _lists(tensor: torch.Tensor) -> list[list[float]]:
+    return cast("list[list[float]]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]  # torch's

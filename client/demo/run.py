@@ -5,7 +5,7 @@ Exit code 0 if everything that it is to show came true; else 1, and a line on st
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from vrambroker.client.demo.report import Report
 from vrambroker.client.demo.sizes import DEFAULT_SIZE, SIZES, Size
 from vrambroker.client.timeline import history_of, write_timeline
 
-LIMITS = Limits(steps=1_000_000, seconds=120.0)
+LIMITS = Limits(steps=1_000_000, seconds=140.0)
 SEED = 7
 OUT = Path("out") / "demo.json"
 INTERRUPTED = 130
@@ -61,8 +61,9 @@ def _run(device: str, path: Path | None, size: Size, limits: Limits) -> None:
         Ensemble(device, size, plan, seed=SEED, say=progress.say) as ensemble,
     ):
         progress.follow(lambda: ensemble.watcher.lent_bytes)
-        course = learn(ensemble.trainer, ensemble.rollout, size, limits, seed=SEED, tell=progress.stage)
-        found = _conclude(ensemble, size, course, OUT if path is None else path)
+        with ensemble.blaming_the_daemon():
+            course = learn(ensemble.trainer, ensemble.rollout, size, limits, seed=SEED, tell=progress.stage)
+            found = _conclude(ensemble, size, course, OUT if path is None else path)
     if path is not None:
         reports.write(found, path)
     console.print(reports.table(found))
@@ -122,14 +123,17 @@ def _limits_of(steps: int | None, seconds: float | None) -> Limits:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that both clean up."""
+def _interruptible() -> Generator[None]:
+    """Treat SIGTERM like Ctrl-C, so that both clean up; a second one must not cut that short, as it is bounded."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

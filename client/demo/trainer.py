@@ -72,7 +72,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), GRADIENT_NORM_MAX)
             for group in self._optimizer.param_groups:
                 group["lr"] = grpo.learning_rate(step, self._size.learning_rate)
-            self._optimizer.step()
+            self._optimizer.step()  # pyright: ignore[reportUnknownMemberType]  # torch's
             gap = float((new_logprobs.detach() - old_logprobs).abs().max())
         self._watchman.check_addresses()
         self._pause(OPTIMIZER, GRADS)
@@ -80,6 +80,7 @@ class Trainer:
 
     def finish(self) -> dict[str, object]:
         """Bring everything back once more and look at it."""
+        self._memory.mark("finish")
         self._resume(PARAMS, OPTIMIZER, GRADS)
         self._watchman.check_addresses()
         self._pause(PARAMS, OPTIMIZER, GRADS)

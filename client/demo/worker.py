@@ -49,12 +49,11 @@ def main() -> None:
 
         def prepare() -> Mapping[str, object]:
             """Make the side's tensors. The coordinator asks one side after the other: they don't fit together."""
-            side = {"trainer": Trainer, "rollout": Rollout}[role](
-                memory, size, mailbox, seed=settings.seed, resume_timeout_s=settings.deadline_s
-            )
+            side = sides[role](memory, size, mailbox, seed=settings.seed, resume_timeout_s=settings.deadline_s)
             verbs.update({name: getattr(side, name) for name in VERBS[role]})
             return side.describe()
 
+        sides: dict[str, type[Trainer] | type[Rollout]] = {"trainer": Trainer, "rollout": Rollout}
         verbs: dict[str, Verb] = {"prepare": prepare}
         lane = Lane(socket.socket(fileno=settings.lane_fd))
         answer_questions(lane, verbs, answer_timeout_s=settings.deadline_s)

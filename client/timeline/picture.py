@@ -77,7 +77,7 @@ def draw(history: History) -> str:
     parts += _byte_axis(host, "host")
     parts += _areas(history, host, host_stack, "host")
     parts += _time_axis(history, host, span)
-    parts += _legend(history)
+    parts += _legend(history, span)
     height = host.bottom + 40
     if span != run:
         overview = _panel(run, host.bottom + 84, RUN_HEIGHT, _device_top_bytes(history))
@@ -229,7 +229,7 @@ def _time_axis(history: History, panel: Panel, span: Span) -> Iterator[str]:
         yield svg.text(words, x, panel.bottom + 20, text_anchor="middle", class_="faint small")
 
 
-def _legend(history: History) -> Iterator[str]:
+def _legend(history: History, span: Span) -> Iterator[str]:
     """Name sessions and tags as they are stacked, the topmost first, with the most that each had on the device."""
     y = STAGES_TOP + 12.0
     colours = dict(zip(history.tracks, _colours(history), strict=True))
@@ -245,7 +245,10 @@ def _legend(history: History) -> Iterator[str]:
     yield svg.rectangle(LEGEND, y - 11, 14, 14, rx=2, fill="#8a93a3")
     yield svg.rectangle(LEGEND, y - 11, 14, 14, rx=2, fill="url(#idle)", fill_opacity=0.75)
     yield svg.text("paused, still in place", LEGEND + 22, y, class_="small")
+    seen = {stage.name for stage in history.stages if stage.begin_ns < span.end_ns and stage.end_ns > span.begin_ns}
     for name, tint in _tints(history.stages).items():
+        if name not in seen:
+            continue
         y += 22
         yield svg.rectangle(LEGEND, y - 11, 14, 14, rx=2, fill=tint, stroke="#c9ced6", stroke_width=0.8)
         yield svg.text(f"stage: {name}", LEGEND + 22, y, class_="small")

@@ -103,11 +103,11 @@ StartBroker = Callable[..., RunningBroker]
 
 @pytest.fixture
 def start_broker() -> Iterator[StartBroker]:
-    """Start daemons: `start_broker(capacity="64MiB", host_budget="64MiB")`, each on its own `host:N`."""
+    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`."""
     started: list[RunningBroker] = []
     run_dir = Path(tempfile.mkdtemp(prefix="vrb-"))
 
-    def start(*, capacity: str = "64MiB", host_budget: str = "64MiB") -> RunningBroker:
+    def start(*, capacity: str = "64MiB", host_budget: str = "128MiB") -> RunningBroker:
         device = f"host:{os.getpid() % 1_000_000}{next(_numbers) % 1000:03}"
         options = ["--capacity", capacity, "--host-budget", host_budget]
         started.append(RunningBroker(device=device, run_dir=run_dir, options=options))

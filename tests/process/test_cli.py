@@ -14,15 +14,11 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 
 HOLDER = """
-import ctypes
-from vrambroker.client.native import Client, library
+from vrambroker.client.native import Client
 from vrambroker.client.discovery import find
 client = Client(socket_path=str(find().handle_socket), name="rollout", device="host", version="test", timeout_s=10)
 lease = client.open_lease("kv_cache", "drop")
-pointer = ctypes.c_void_p()
-malloc = library().vrb_malloc
-malloc.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
-assert malloc(lease._handle, 4 << 20, 1000, ctypes.byref(pointer), None) == 0
+lease.malloc(4 << 20, timeout_s=1)
 if told() == "scoped":
     client.use_enter(("kv_cache",), "forward")
     client.use_exit(("kv_cache",), "forward")

@@ -25,7 +25,7 @@ def test_status_of_an_idle_broker(broker: "RunningBroker", control: Control) -> 
     status = control.status()
     assert status.device.id == broker.device
     assert status.device.capacity_bytes == status.device.free_bytes == 64 << 20
-    assert status.host.budget_bytes == 64 << 20
+    assert status.host.budget_bytes == 128 << 20
     assert (status.sessions, status.queue) == ((), ())
     assert status.pid == broker.process.pid
 

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -157,13 +158,27 @@ def test_nothing_is_leased_for_tensors_without_elements() -> None:
 
 
 def test_outputs_that_share_a_storage_go_on_sharing_it() -> None:
+    def operator() -> list[torch.Tensor]:
+        base = torch.arange(8.0)
+        return [base, base[4:], base.view(2, 4)]
+
+    lease = Range()
+    made: list[torch.Tensor] = RegionMode(lease).__torch_dispatch__(operator, ())
+    assert len(lease.storages) == 1
+    assert all(lease.has(tensor) for tensor in made)
+    made[0].fill_(3)
+    assert made[1].eq(3).all()
+    assert made[2].eq(3).all()
+
+
+def test_numpy_memory_stays_numpys() -> None:
+    array = numpy.zeros(4)
     lease = Range()
     with RegionMode(lease):
-        one, other = torch.unsafe_split(torch.ones(4), 2)
-        made = len(lease.storages)
-    assert lease.has(one)
-    assert lease.has(other)
-    assert made <= 3
+        shared = [torch.from_numpy(array), torch.as_tensor(array), torch.asarray(array)]
+    array[:] = 5
+    assert all(tensor.eq(5).all() for tensor in shared)
+    assert not lease.storages
 
 
 def test_what_has_no_plain_memory_is_left_alone() -> None:
