@@ -15,7 +15,7 @@ from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.ids import ConnectionId, FrameId, LeaseId, OrderId, SessionId, SlotId
 
-MAP_FAILS, COPY_FAILS = 0.02, 0.02
+MAP_FAILS, COPY_FAILS = 0.04, 0.02
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

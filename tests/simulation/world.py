@@ -490,7 +490,10 @@ class World:
         if not client.leases or client.inbox or self.busy_with_lease(client):
             return
         number = self.chance.choice(list(client.leases))
-        slots = list(client.leases[number].slots)
+        # Slots of a growth that was undone are gone, which the broker tells by refusing it; naming one is nonsense.
+        views = (lease for view in self.broker.snapshot().sessions for lease in view.leases if lease.lease == number)
+        there = {slot.slot for lease in views for slot in lease.slots}
+        slots = [slot for slot in client.leases[number].slots if slot in there]
         named = self.chance.sample(slots, self.chance.randint(1, len(slots))) if slots else []
         if self.chance.random() < 0.4:
             named = []
@@ -566,7 +569,10 @@ class World:
         client = self.chance.choice(alive)
         match self.chance.choice(FAULTS):
             case "die":
-                if self.chance.random() < 0.4:
+                parked = any(
+                    slot.extent and not slot.frame for one in client.leases.values() for slot in one.slots.values()
+                )
+                if parked or self.chance.random() < 0.4:
                     self._die(client)
             case "lose_connection":
                 self._lose_connection(client)
@@ -699,8 +705,8 @@ class World:
             require(claimable, f"a ticket is stuck: {ticket}")
         for session in (one for one in seen.sessions if one.session in self.by_session):
             client = self.by_session[session.session]
-            paused = {lease.tag for lease in session.leases if lease.paused}
-            closed = [tags for tags in client.gates.values() if not paused.intersection(tags)]
+            resident = {lease.tag for lease in session.leases if not lease.paused}
+            closed = [tags for tags in client.gates.values() if resident.intersection(tags)]
             require(not client.alive or not closed, f"gates stay closed: {client.gates}")
             for lease in session.leases if client.alive else ():
                 settled = lease.state not in (ef.LeaseState.ARRIVING, ef.LeaseState.LEAVING)
