@@ -126,10 +126,14 @@ def _limits_of(steps: int | None, seconds: float | None) -> Limits:
 def _interruptible() -> Generator[None]:
     """Treat SIGTERM like Ctrl-C, so that both clean up; a second one must not cut that short, as it is bounded."""
 
+    interrupted = False
+
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        # The handler stays: one that is replaced while its signal is on the way makes Python complain of a race.
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

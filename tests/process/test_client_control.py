@@ -106,6 +106,8 @@ def test_a_daemon_that_went_away_is_lost_and_found_again(start_broker: "StartBro
         assert told == ["after"]
 
 
+USES = 40
+
 FORKING = """
 import os
 from vrambroker.client import discovery
@@ -147,9 +149,10 @@ def test_no_fd_is_left_open(broker: "RunningBroker") -> None:
 
     use()
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for _ in range(5):
+    for _ in range(USES):
         use()
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    # grpc closes a channel's fds on a thread of its own, so the last few uses may still hold theirs.
+    assert len(list(Path("/proc/self/fd").iterdir())) - before < USES
 
 
 def test_a_token_is_asked_for_once(broker: "RunningBroker") -> None:

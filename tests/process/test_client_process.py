@@ -168,8 +168,13 @@ ENDINGS = {
     "in a region": "region = memory.region('a'); region.__enter__(); more = torch.ones(5)",
     "in a cycle": "cycle = [tensor]; cycle.append(cycle)",
     "with a thread": (
+        # Not `memory.empty`: torch itself aborts, in any process, when Python ends under a thread that is inside it.
         "import threading\n"
-        "threading.Thread(target=lambda: [memory.empty(9, tag='a') for _ in iter(int, 1)], daemon=True).start()"
+        "lease = memory._client.open_lease('a', 'keep')\n"
+        "def work():\n"
+        "    while True: memory._client.free(lease.malloc(9, timeout_s=5))\n"
+        "threading.excepthook = lambda _: None\n"
+        "threading.Thread(target=work, daemon=True).start()"
     ),
     "by exit": "raise SystemExit(0)",
 }
