@@ -125,7 +125,6 @@ def _limits_of(steps: int | None, seconds: float | None) -> Limits:
 @contextmanager
 def _interruptible() -> Generator[None]:
     """Treat SIGTERM like Ctrl-C, so that both clean up; a second one must not cut that short, as it is bounded."""
-
     interrupted = False
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
