@@ -22,10 +22,14 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostStatus:
-    """The arena: what it may grow to, and what it has populated, which it keeps for the next pause."""
+    """The arena: what its files may grow to, what is set aside in them for contents, and what they take now.
+
+    Empty files are kept for the next pause.
+    """
 
     budget_bytes: int
     used_bytes: int
+    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,7 @@ class StreamEvent:
     lent_bytes: int
     free_bytes: int
     held_bytes: int
+    host_file_bytes: int
 
 
 def status_of(message: "broker_pb2.Status") -> Status:
@@ -136,7 +141,11 @@ def status_of(message: "broker_pb2.Status") -> Status:
         ),
         sessions=tuple(_session_of(session) for session in message.sessions),
         queue=tuple(_ticket_of(ticket) for ticket in message.queue),
-        host=HostStatus(budget_bytes=message.host.budget_bytes, used_bytes=message.host.used_bytes),
+        host=HostStatus(
+            budget_bytes=message.host.budget_bytes,
+            used_bytes=message.host.used_bytes,
+            file_bytes=message.host.file_bytes,
+        ),
         draining=message.draining,
         version=message.version,
         pid=message.pid,
@@ -161,6 +170,7 @@ def event_of(message: "broker_pb2.Event") -> StreamEvent:
         lent_bytes=message.lent_bytes,
         free_bytes=message.free_bytes,
         held_bytes=message.held_bytes,
+        host_file_bytes=message.host_file_bytes,
     )
 
 

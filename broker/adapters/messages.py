@@ -57,7 +57,11 @@ def status_of(snapshot: Snapshot, *, here: Here, foreign_bytes: int, now: Instan
         ),
         sessions=[_session(session) for session in snapshot.sessions],
         queue=[_ticket(ticket) for ticket in snapshot.queue],
-        host=v1.Host(budget_bytes=snapshot.host_budget_bytes, used_bytes=snapshot.host_used_bytes),
+        host=v1.Host(
+            budget_bytes=snapshot.host_budget_bytes,
+            used_bytes=snapshot.host_used_bytes,
+            file_bytes=snapshot.host_file_bytes,
+        ),
         draining=snapshot.draining,
         version=here.version,
         pid=here.pid,
@@ -83,6 +87,7 @@ def event_of(line: Line) -> v1.Event:
         lent_bytes=told.lent_bytes,
         free_bytes=told.free_bytes,
         held_bytes=told.held_bytes,
+        host_file_bytes=told.host_file_bytes,
     )
 
 

@@ -232,7 +232,8 @@ class Kind(Enum):
 class Publish:
     """One line for whoever watches; the fields that don't apply are empty.
 
-    LEASE_CHANGED tells the lease's whole residency after the change; DEVICE_CHANGED the totals of device and arena.
+    LEASE_CHANGED tells the lease's whole residency after the change. DEVICE_CHANGED tells the totals of device and
+    arena: `host_bytes` are set aside for contents, `host_file_bytes` is what the arena's files take for that.
     """
 
     kind: Kind
@@ -248,6 +249,7 @@ class Publish:
     lent_bytes: int = 0
     free_bytes: int = 0
     held_bytes: int = 0
+    host_file_bytes: int = 0
     holders: tuple[str, ...] = field(default_factory=tuple[str, ...])
 
 

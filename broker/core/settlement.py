@@ -1,5 +1,7 @@
 """The end of every event: tickets go as far as they can, the pool is held to its size, and the change is published."""
 
+from dataclasses import dataclass
+
 from vrambroker.broker.core import grant, hold, scheduler
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
@@ -8,12 +10,27 @@ from vrambroker.broker.core.lending import out_of_device_memory, withdraw
 from vrambroker.broker.core.scheduler import Reach
 from vrambroker.broker.core.ticket import Stage, Ticket
 
-Totals = tuple[int, int, int, int]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """What a line about the device tells, and a status: the latter never changes without the former."""
+
+    lent_bytes: int
+    free_bytes: int
+    held_bytes: int
+    host_bytes: int
+    host_file_bytes: int
 
 
 def totals(book: Book) -> Totals:
-    ledger = book.ledger
-    return ledger.lent_bytes, ledger.free_bytes, ledger.held_bytes, book.arena.used_bytes
+    """Return where the device's and the arena's bytes are now."""
+    return Totals(
+        lent_bytes=book.ledger.lent_bytes,
+        free_bytes=book.ledger.free_bytes,
+        held_bytes=book.ledger.held_bytes,
+        host_bytes=book.arena.used_bytes,
+        host_file_bytes=book.arena.size_bytes,
+    )
 
 
 def settle(book: Book, before: Totals) -> None:
@@ -129,14 +146,14 @@ def _publish_lease(book: Book, number: LeaseId, now: Told, why: str) -> None:
 
 
 def _publish_device(book: Book, after: Totals) -> None:
-    lent_bytes, free_bytes, held_bytes, host_bytes = after
     line = Publish(
         kind=Kind.DEVICE_CHANGED,
         at=book.now,
         why="memory has changed hands",
-        lent_bytes=lent_bytes,
-        free_bytes=free_bytes,
-        held_bytes=held_bytes,
-        host_bytes=host_bytes,
+        lent_bytes=after.lent_bytes,
+        free_bytes=after.free_bytes,
+        held_bytes=after.held_bytes,
+        host_bytes=after.host_bytes,
+        host_file_bytes=after.host_file_bytes,
     )
     book.emit(line)

@@ -103,7 +103,12 @@ class ArenaFileView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """lent + held + free = capacity. `held_bytes` counts holds, fenced frames and frames being made or destroyed."""
+    """lent + held + free = capacity. `held_bytes` counts holds, fenced frames and frames being made or destroyed.
+
+    `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
+    `host_file_bytes`: the files that this is in, empty room included; the budget bounds these. The totals change
+    only with an event that publishes them.
+    """
 
     capacity_bytes: int
     lent_bytes: int
@@ -112,6 +117,7 @@ class Snapshot:
     peak_lent_bytes: int
     host_budget_bytes: int
     host_used_bytes: int
+    host_file_bytes: int
     draining: bool
     next_id: int
     frames: tuple[FrameView, ...]

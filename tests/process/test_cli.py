@@ -59,7 +59,7 @@ def test_status_json_keeps_its_contract(broker: "RunningBroker", start_worker: "
     (tag,) = session["tags"]
     assert (tag["tag"], tag["state"], tag["device_bytes"], tag["host_bytes"]) == ("kv_cache", "resident", 4 << 20, 0)
     assert entry["queue"] == []
-    assert {"budget_bytes", "used_bytes"} <= entry["host"].keys()
+    assert {"budget_bytes", "used_bytes", "file_bytes"} <= entry["host"].keys()
 
 
 def test_pause_with_release_and_resume_from_outside(broker: "RunningBroker", start_worker: "StartWorker") -> None:

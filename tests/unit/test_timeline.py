@@ -25,7 +25,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def _event(sequence: int, at_s: float, kind: str, **fields: object) -> StreamEvent:
     told: dict[str, object] = {
         **dict.fromkeys(("why", "session", "tag", "state"), ""),
-        **dict.fromkeys(("lease", "ticket", "device_bytes", "host_bytes", "lent_bytes", "free_bytes", "held_bytes"), 0),
+        **dict.fromkeys(("lease", "ticket", "device_bytes", "host_bytes"), 0),
+        **dict.fromkeys(("lent_bytes", "free_bytes", "held_bytes", "host_file_bytes"), 0),
     }
     return StreamEvent(**{**told, **fields}, sequence=sequence, time_ns=int(at_s * SECOND), kind=kind)  # type: ignore[arg-type]
 
@@ -68,7 +69,7 @@ class Book:
             ),
             sessions=sessions,
             queue=(),
-            host=HostStatus(budget_bytes=0, used_bytes=0),
+            host=HostStatus(budget_bytes=0, used_bytes=0, file_bytes=0),
             draining=False,
             version="test",
             pid=1,

@@ -204,7 +204,7 @@ class Daemon:
                 client.bye()
         self._clients.clear()
         self.wait_for_status(
-            lambda status: status.device.free_bytes == status.device.capacity_bytes and not status.host.used_bytes
+            lambda status: status.device.free_bytes == status.device.capacity_bytes and not status.host.file_bytes
         )
 
     def _let_go(self) -> None:

@@ -157,9 +157,9 @@ def test_the_arena_is_let_go_of_when_the_last_of_a_domain_leaves(shared: Daemon)
     client.fill(lease, 1)
     client.pause("weights", release=True)
     assert len(client.arena) == 1
-    assert shared.operator.status().host.used_bytes > 0
+    assert shared.operator.status().host.file_bytes > 0
     client.bye()
-    shared.wait_for_status(lambda status: status.host.used_bytes == 0)
+    shared.wait_for_status(lambda status: status.host.file_bytes == 0)
 
 
 def test_a_pause_that_cannot_be_kept_is_refused(shared: Daemon) -> None:

@@ -167,7 +167,7 @@ def test_the_arena_of_a_domain_goes_with_its_last_session() -> None:
     assert not desk.sent(ef.DestroyArenaFile), "the file is still being made"
     desk.let_go("file")
     assert len(desk.sent(ef.DestroyArenaFile)) == 1
-    assert desk.broker.snapshot().host_used_bytes == 0
+    assert desk.broker.snapshot().host_file_bytes == 0
 
 
 def test_calls_about_an_ended_session_are_refused() -> None:

@@ -79,7 +79,10 @@ def test_a_place_is_set_aside_for_what_is_kept_and_for_nothing_else() -> None:
     extents = [slot.extent for slot in desk.view(kept).slots]
     assert all(extent is not None and extent.offset_bytes % extent.size_bytes == 0 for extent in extents)
     assert desk.view(kept).host_bytes == 6 * MIB
-    assert desk.broker.snapshot().host_used_bytes == 8 * MIB
+    seen = desk.broker.snapshot()
+    assert (seen.host_used_bytes, seen.host_file_bytes) == (6 * MIB, 8 * MIB)
+    told = desk.sent(ef.Publish)[-1]
+    assert (told.host_bytes, told.host_file_bytes) == (6 * MIB, 8 * MIB)
 
 
 def test_without_a_place_the_pause_is_refused_whole() -> None:
