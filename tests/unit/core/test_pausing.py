@@ -189,6 +189,24 @@ def test_another_pause_finds_another_place_after_a_file_has_failed() -> None:
     assert isinstance(desk.lend(other, "kv", 8), ef.Leased)
 
 
+def test_a_recall_goes_on_when_what_it_waited_for_is_returned() -> None:
+    desk = Desk(limits(sizes=(1, 2), file=2), held_back=("file",))
+    session = desk.attach(peer(1))
+    lease = desk.lease(session, "w", 3)
+    desk.pause(session, "w")
+    first, second = desk.drop("file")
+    desk.do(first)
+    desk.pause(session, "w", release=True)
+    call = desk.last_call
+    assert not desk.sent(ef.SendRecall)
+    assert isinstance(second, ev.ArenaFileReady)
+    late = [slot.slot for slot in desk.view(lease).slots if slot.extent and slot.extent.file == second.file]
+    desk.give(session, lease, late)
+    desk.do(ev.ArenaFileFailed(file=second.file, reason="ENOMEM"))
+    assert desk.answers[call] == ef.Paused(leases=(lease,))
+    assert desk.view(lease).state is LeaseState.PARKED
+
+
 def test_a_copy_that_fails_refuses_the_release_and_keeps_what_stayed() -> None:
     desk = Desk(held_back=("leave",))
     session = desk.attach(peer(1))
