@@ -24,7 +24,7 @@ class DeviceStatus:
 class HostStatus:
     """The arena: what its files may grow to, what is set aside in them for contents, and what they take now.
 
-    Empty files are kept for the next pause.
+    Empty files are kept for the next pause, until somebody needs their room more.
     """
 
     budget_bytes: int

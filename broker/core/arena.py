@@ -4,22 +4,23 @@ An extent is as long as the slot it is for, aligned to its own length, and withi
 the same borders everywhere. Free room is kept as aligned blocks of the frame sizes, which split and merge; asking
 whether a set of contents fits is arithmetic on their numbers. Only what is populated by the daemon's order is used,
 and all of it counts against the budget, from the moment a file is ordered until it is gone.
+
+A domain keeps its empty files for its next pause, until somebody needs their room more: then they are given up, and
+the files that come in their place are planned, so that contents have their place at once, and made when the old ones
+have gone.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
 from vrambroker.broker.core.effects import Extent
 from vrambroker.broker.core.errors import invariant
 from vrambroker.broker.core.ids import ArenaFileId, Domain, LeaseId, SlotId
+from vrambroker.broker.core.snapshot import FileState
 from vrambroker.broker.core.ticket import compose
 
-
-class FileState(Enum):
-    CREATING = "creating"
-    READY = "ready"
-    DESTROYING = "destroying"
+NOT_YET = (FileState.PLANNED, FileState.CREATING)
+GOING = (FileState.UNWANTED, FileState.DESTROYING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +40,23 @@ class ArenaFile:
     file: ArenaFileId
     domain: Domain
     size_bytes: int
-    state: FileState = FileState.CREATING
+    state: FileState = FileState.PLANNED
     used_bytes: int = 0
     uses: dict[int, Use] = field(default_factory=dict[int, Use])
     waiting: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
+
+    @property
+    def disused(self) -> bool:
+        """There is nothing in it, and it is not on its way out."""
+        return not self.uses and self.state not in GOING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How a need can be met: the sizes of the files to make, and the empty files to give up for them."""
+
+    make: tuple[int, ...]
+    give_up: tuple[ArenaFileId, ...]
 
 
 class _Blocks:
@@ -124,12 +138,18 @@ class _Blocks:
 
 
 class Arena:
-    """Files and extents, and the budget they are held to."""
+    """Files and extents, and the budget they are held to.
+
+    `size_bytes`: the files that there are, which is what the budget bounds. `going_bytes`: those of them that are on
+    their way out. `planned_bytes`: files that are not there yet; they fit once the others have gone.
+    """
 
     def __init__(self, *, budget_bytes: int, file_bytes: int, sizes_bytes: tuple[int, ...]) -> None:
         self.budget_bytes = budget_bytes
         self.files: dict[ArenaFileId, ArenaFile] = {}
         self.size_bytes = 0
+        self.going_bytes = 0
+        self.planned_bytes = 0
         self.used_bytes = 0
         self._file_bytes = file_bytes
         self._sizes = sizes_bytes
@@ -143,16 +163,53 @@ class Arena:
         return blocks
 
     def free_bytes(self, domain: Domain) -> int:
-        """Return what a domain could still set aside: free room in its files, and what the budget has left for more."""
-        numbers = self._blocks[domain].numbers() if domain in self._blocks else {}
-        return sum(size * number for size, number in numbers.items()) + self.budget_bytes - self.size_bytes
-
-    def files_needed(self, domain: Domain, need: Mapping[int, int]) -> tuple[int, ...] | None:
-        """Return the sizes of the files that must be made so that all of the need fits, or None if the budget forbids
-        it.
+        """Return what a domain could still set aside: free room in its files, what the budget has left for more, and
+        the empty files of others.
         """
-        numbers = self._blocks[domain].numbers() if domain in self._blocks else dict.fromkeys(self._sizes, 0)
-        spare_bytes = self.budget_bytes - self.size_bytes
+        blocks_bytes = sum(size * number for size, number in self._free_numbers(domain).items())
+        others = (file.size_bytes for file in self.files.values() if file.disused and file.domain != domain)
+        return blocks_bytes + self._spare_bytes + self.going_bytes + sum(others)
+
+    @property
+    def _spare_bytes(self) -> int:
+        """What the budget has left just now, beside what is planned; less than nothing while others are going."""
+        return self.budget_bytes - self.size_bytes - self.planned_bytes
+
+    def room_for(self, domain: Domain, need: Mapping[int, int]) -> Room | None:
+        """Return what it takes for all of the need to fit, or None if the budget forbids it.
+
+        What is to spare now comes first, then what is going, then what can be given up: others' empty files, and the
+        domain's own that are too small; no more of them than it takes.
+        """
+        numbers, give_up = self._free_numbers(domain), list[ArenaFileId]()
+        make = self._files_needed(numbers, self._spare_bytes, need)
+        spare_bytes = self._spare_bytes + self.going_bytes
+        if make is None:
+            make = self._files_needed(numbers, spare_bytes, need)
+        for file in self._to_give_up(domain) if make is None else ():
+            give_up.append(file.file)
+            spare_bytes += file.size_bytes
+            for size, number in compose(file.size_bytes, self._sizes).items() if file.domain == domain else ():
+                numbers[size] -= number
+            make = self._files_needed(numbers, spare_bytes, need)
+            if make is not None:
+                break
+        return Room(make=make, give_up=tuple(give_up)) if make is not None else None
+
+    def _free_numbers(self, domain: Domain) -> dict[int, int]:
+        return self._blocks[domain].numbers() if domain in self._blocks else dict.fromkeys(self._sizes, 0)
+
+    def _to_give_up(self, domain: Domain) -> list[ArenaFile]:
+        """Return the empty files, oldest first, the domain's own last."""
+        return sorted((file for file in self.files.values() if file.disused), key=lambda file: file.domain == domain)
+
+    def _files_needed(
+        self, free: Mapping[int, int], spare_bytes: int, need: Mapping[int, int]
+    ) -> tuple[int, ...] | None:
+        """Return the sizes of the files that must be made beside these free blocks, or None if they would take more
+        than is to spare.
+        """
+        numbers = dict(free)
         made: list[int] = []
         for size in reversed(self._sizes):
             short = need.get(size, 0) - numbers[size]
@@ -192,12 +249,23 @@ class Arena:
         return found
 
     def add_file(self, file: ArenaFileId, domain: Domain, size_bytes: int) -> None:
-        """Begin a file. Its room can be set aside at once; nobody may be told of it until it is ready."""
+        """Plan a file. Its room can be set aside at once; nobody may be told of it until it is ready."""
         made = ArenaFile(file=file, domain=domain, size_bytes=size_bytes)
         self.files[file] = made
-        self.size_bytes += size_bytes
+        self.planned_bytes += size_bytes
         self._by_domain.setdefault(domain, {})[file] = None
         self.blocks_of(domain).add_file(made)
+
+    def begin_planned(self) -> list[ArenaFile]:
+        """Begin the planned files that there is room for now, and return them; the rest waits for others to go."""
+        begun: list[ArenaFile] = []
+        for file in self.files.values():
+            if file.state is FileState.PLANNED and self.size_bytes + file.size_bytes <= self.budget_bytes:
+                file.state = FileState.CREATING
+                self.planned_bytes -= file.size_bytes
+                self.size_bytes += file.size_bytes
+                begun.append(file)
+        return begun
 
     def take(self, domain: Domain, size_bytes: int, lease: LeaseId, slot: SlotId) -> Extent:
         """Set an extent aside for a slot; `files_needed` was asked before."""
@@ -209,17 +277,23 @@ class Arena:
         return Extent(file=number, offset_bytes=offset, size_bytes=size_bytes)
 
     def give(self, extent: Extent) -> None:
-        """Put an extent back; what is in it stays there for the same domain to overwrite."""
+        """Put an extent back; what is in it stays there for the same domain to overwrite. A planned file of which
+        nothing is left is not made at all.
+        """
         file = self.files[extent.file]
         use = file.uses.pop(extent.offset_bytes)
         file.used_bytes -= use.size_bytes
         self.used_bytes -= use.size_bytes
         self.blocks_of(file.domain).give(file, extent.offset_bytes, use.size_bytes)
+        if file.state is FileState.PLANNED and not file.uses:
+            self.planned_bytes -= file.size_bytes
+            self._unblock(file)
+            self._forget(file)
 
     def begin_punching(self, extent: Extent) -> bool:
         """Put back an extent of a dead client once it is wiped; tells whether it must be wiped at all."""
         file = self.files[extent.file]
-        if file.state is FileState.CREATING:
+        if file.state in NOT_YET:
             self.give(extent)
             return False
         use = file.uses[extent.offset_bytes]
@@ -234,37 +308,54 @@ class Arena:
         self.give(Extent(file=number, offset_bytes=offset_bytes, size_bytes=use.size_bytes))
         return file
 
+    def made(self, number: ArenaFileId) -> ArenaFile:
+        """Take note that a file is there; one that is unwanted by now is to be destroyed."""
+        file = self.file(number)
+        invariant(file.state in (FileState.CREATING, FileState.UNWANTED), "a file gets ready once")
+        file.state = FileState.READY if file.state is FileState.CREATING else FileState.DESTROYING
+        return file
+
     def fail_file(self, number: ArenaFileId) -> ArenaFile:
         """Forget a file that could not be made; returns it, with the uses that have lost their place."""
         file = self.file(number)
-        invariant(file.state is FileState.CREATING, "only a file being made can fail")
+        invariant(file.state in (FileState.CREATING, FileState.UNWANTED), "only a file being made can fail")
         self.used_bytes -= file.used_bytes
         self._unblock(file)
-        self._forget(file)
+        self._vanish(file)
         return file
 
-    def retire(self, file: ArenaFile) -> None:
-        """Begin to destroy a file with nothing in it; nothing is set aside in it any more."""
-        invariant(file.state is FileState.READY and not file.uses, "only an empty file is destroyed")
-        file.state = FileState.DESTROYING
+    def give_up(self, file: ArenaFile) -> bool:
+        """Set nothing aside in an empty file any more; tells whether it can be destroyed now, and not only when it is
+        ready.
+        """
+        invariant(file.disused, "only an empty file is given up")
         self._unblock(file)
+        self.going_bytes += file.size_bytes
+        file.state = FileState.DESTROYING if file.state is FileState.READY else FileState.UNWANTED
+        return file.state is FileState.DESTROYING
 
     def destroyed(self, number: ArenaFileId) -> None:
         file = self.file(number)
         invariant(file.state is FileState.DESTROYING, "only a file being destroyed can be gone")
-        self._forget(file)
+        self._vanish(file)
 
     def disused(self, domain: Domain) -> list[ArenaFile]:
-        """Return the domain's files that are populated and hold nothing."""
+        """Return the domain's files that hold nothing."""
         files = (self.files[number] for number in self._by_domain.get(domain, {}))
-        return [file for file in files if file.state is FileState.READY and not file.uses]
+        return [file for file in files if file.disused]
 
     def _unblock(self, file: ArenaFile) -> None:
         self.blocks_of(file.domain).drop_file(file)
 
+    def _vanish(self, file: ArenaFile) -> None:
+        """Forget a file that was made, at least in part; its bytes are back."""
+        self.size_bytes -= file.size_bytes
+        if file.state in GOING:
+            self.going_bytes -= file.size_bytes
+        self._forget(file)
+
     def _forget(self, file: ArenaFile) -> None:
         del self.files[file.file]
-        self.size_bytes -= file.size_bytes
         del self._by_domain[file.domain][file.file]
         if not self._by_domain[file.domain]:
             del self._by_domain[file.domain]

@@ -1,11 +1,10 @@
 """Attach, reattach, detach, and the end of a process: who is there, and what becomes of what they held."""
 
-from vrambroker.broker.core import hold, pausing, recall
+from vrambroker.broker.core import files, hold, pausing, recall
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import (
     Attached,
     CloseConnection,
-    DestroyArenaFile,
     Done,
     Kind,
     Reply,
@@ -18,7 +17,7 @@ from vrambroker.broker.core.effects import (
 from vrambroker.broker.core.errors import BrokerError, Draining, UnknownSession, invariant
 from vrambroker.broker.core.events import Attach, ConnectionLost, Detach, FencePassed, ProcessEnded, Reattach
 from vrambroker.broker.core.grant import granted_slot
-from vrambroker.broker.core.ids import ConnectionId, Domain, SessionId
+from vrambroker.broker.core.ids import ConnectionId, SessionId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.lending import after_return, detach_slot, end_demands, return_lease, withdraw
@@ -172,16 +171,7 @@ def _end(book: Book, session: Session, why: str) -> None:
     book.publish(Kind.SESSION_ENDED, f"{session.name}: {why}", session=session.name)
     if session.connection is not None:
         book.emit(CloseConnection(connection=session.connection))
-    retire_files(book, session.peer.domain)
-
-
-def retire_files(book: Book, domain: Domain) -> None:
-    """Destroy the arena files of a domain that has nobody left and nothing in them."""
-    if book.sessions.lives_in(domain):
-        return
-    for file in book.arena.disused(domain):
-        book.arena.retire(file)
-        book.emit(DestroyArenaFile(file=file.file))
+    files.give_up_if_deserted(book, session.peer.domain)
 
 
 def fence_passed(book: Book, event: FencePassed) -> None:

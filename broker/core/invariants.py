@@ -2,14 +2,14 @@
 included.
 """
 
-from vrambroker.broker.core.arena import ArenaFile, FileState
+from vrambroker.broker.core.arena import GOING, ArenaFile
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SlotId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
-from vrambroker.broker.core.snapshot import FramePlace, SlotState
+from vrambroker.broker.core.snapshot import FileState, FramePlace, SlotState
 from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, bytes_of
 
 
@@ -179,17 +179,31 @@ def arena_extents_are_disjoint(book: Book) -> None:
         used = sum(use.size_bytes for use in file.uses.values())
         _hold(used == file.used_bytes, name, file)
     _hold(not owned, "an extent is in a file", owned)
-    size = sum(file.size_bytes for file in book.arena.files.values())
-    _hold(size == book.arena.size_bytes <= book.arena.budget_bytes, "the arena is within its budget", size)
+    _budget_is_kept(book)
     used = sum(file.used_bytes for file in book.arena.files.values())
     _hold(used == book.arena.used_bytes, "the arena's use is counted", used)
 
 
+def _budget_is_kept(book: Book) -> None:
+    """What is there fits the budget; and so will all that is planned, once what was given up for it has gone."""
+    arena, name = book.arena, "the arena is within its budget"
+    planned = [file for file in arena.files.values() if file.state is FileState.PLANNED]
+    there = sum(file.size_bytes for file in arena.files.values() if file not in planned)
+    _hold(there == arena.size_bytes <= arena.budget_bytes, name, there)
+    going = sum(file.size_bytes for file in arena.files.values() if file.state in GOING)
+    _hold(going == arena.going_bytes, name, going)
+    to_come = sum(file.size_bytes for file in planned)
+    _hold(to_come == arena.planned_bytes <= arena.budget_bytes - there + going, name, to_come)
+    for file in planned:
+        _hold(bool(file.uses), "a file is planned for contents", file)
+        _hold(there + file.size_bytes > arena.budget_bytes, "a planned file is made as soon as there is room", file)
+
+
 def _tiles(book: Book, file: ArenaFile) -> None:
-    if file.state is FileState.DESTROYING:
-        _hold(not file.uses, "a file being destroyed holds nothing", file)
-        return
     free = [(at, size) for number, at, size in book.arena.blocks_of(file.domain).all() if number == file.file]
+    if file.state in GOING:
+        _hold(not file.uses and not free, "a file on its way out holds nothing", file)
+        return
     end = 0
     for offset, size in sorted([*free, *((at, use.size_bytes) for at, use in file.uses.items())]):
         _hold(offset == end, "arena extents are disjoint", (file.file, offset, end))

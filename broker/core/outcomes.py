@@ -1,8 +1,7 @@
 """How slow work of the daemon's own ended: frames made and destroyed, arena files populated, punched and gone."""
 
-from vrambroker.broker.core import hold, recall
-from vrambroker.broker.core.arena import FileState, Use
-from vrambroker.broker.core.attachment import retire_files
+from vrambroker.broker.core import files, hold, recall
+from vrambroker.broker.core.arena import Use
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import DriverFailed, OutOfHostMemory, invariant
 from vrambroker.broker.core.events import (
@@ -18,7 +17,7 @@ from vrambroker.broker.core.ids import FrameId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.lending import withdraw
-from vrambroker.broker.core.snapshot import FramePlace
+from vrambroker.broker.core.snapshot import FileState, FramePlace
 
 
 def _frame(book: Book, frame: FrameId, place: FramePlace) -> Frame:
@@ -56,12 +55,12 @@ def frame_destroyed(book: Book, event: FrameDestroyed) -> None:
 
 
 def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
-    """Let the recalls go on that waited for the file."""
-    file = book.arena.file(event.file)
-    invariant(file.state is FileState.CREATING, "a file gets ready once")
-    file.state = FileState.READY
-    recall.file_ready(book, file)
-    retire_files(book, file.domain)
+    """Let the recalls go on that waited for the file; or destroy it, if nobody wants it any more."""
+    file = book.arena.made(event.file)
+    if file.state is FileState.READY:
+        recall.file_ready(book, file)
+    else:
+        files.destroy(book, file)
 
 
 def arena_file_failed(book: Book, event: ArenaFileFailed) -> None:
@@ -74,6 +73,7 @@ def arena_file_failed(book: Book, event: ArenaFileFailed) -> None:
         losers[_displace(book, use)] = None
     for lease in losers:
         _call_off(book, lease, event.reason, file.size_bytes)
+    files.begin_planned(book)
 
 
 def _displace(book: Book, use: Use) -> Lease:
@@ -104,10 +104,12 @@ def _call_off(book: Book, lease: Lease, reason: str, size_bytes: int) -> None:
 
 
 def arena_file_destroyed(book: Book, event: ArenaFileDestroyed) -> None:
+    """Have made what was to come in the file's place."""
     book.arena.destroyed(event.file)
+    files.begin_planned(book)
 
 
 def extent_punched(book: Book, event: ExtentPunched) -> None:
     """Count a dead client's extent as free."""
     file = book.arena.punched(event.file, event.offset_bytes)
-    retire_files(book, file.domain)
+    files.give_up_if_deserted(book, file.domain)

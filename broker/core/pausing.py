@@ -1,9 +1,8 @@
 """Pause: make leases idle, once they are known to be quiet and what must be kept has its place in the arena."""
 
-from vrambroker.broker.core import recall
+from vrambroker.broker.core import files, recall
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import (
-    CreateArenaFile,
     Paused,
     SendLeaseState,
     SendPauseCancelled,
@@ -11,7 +10,7 @@ from vrambroker.broker.core.effects import (
 )
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory
 from vrambroker.broker.core.events import Busy, Pause, Quiet, StillBusy
-from vrambroker.broker.core.ids import ArenaFileId, CallId, OrderId
+from vrambroker.broker.core.ids import CallId, OrderId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
 from vrambroker.broker.core.session import Session, require_word
@@ -93,13 +92,8 @@ def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
     for _, slot in unplaced:
         need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
     domain = session.peer.domain
-    files = book.arena.files_needed(domain, need)
-    if files is None:
+    if not files.make_room(book, domain, need):
         raise _out_of_host_memory(book, session, sum(slot.size_bytes for _, slot in unplaced))
-    for size_bytes in files:
-        file = ArenaFileId(book.draw_id())
-        book.arena.add_file(file, domain, size_bytes)
-        book.emit(CreateArenaFile(file=file, domain=domain, size_bytes=size_bytes))
     for lease, slot in unplaced:
         lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
     return [lease for lease, _ in unplaced]

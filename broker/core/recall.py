@@ -6,13 +6,13 @@ decided can still be called off, and is, if nobody needs it any more.
 
 from collections.abc import Iterable
 
-from vrambroker.broker.core.arena import ArenaFile, FileState
+from vrambroker.broker.core.arena import NOT_YET, ArenaFile
 from vrambroker.broker.core.book import Book, Release
 from vrambroker.broker.core.effects import Kind, Paused, RecalledSlot, SendRecall
 from vrambroker.broker.core.errors import BrokerError, invariant
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.snapshot import SlotState
+from vrambroker.broker.core.snapshot import FileState, SlotState
 
 
 def want(book: Book, lease: Lease, why: str) -> None:
@@ -29,7 +29,7 @@ def want(book: Book, lease: Lease, why: str) -> None:
     book.publish(Kind.RECALLED, why, session=book.name_of(lease.session), tag=lease.tag, lease=lease.lease)
     for number in lease.files_to_park_in():
         file = book.arena.files[number]
-        if file.state is FileState.CREATING:
+        if file.state in NOT_YET:
             file.waiting[lease.lease] = None
     send_if_ready(book, lease)
 

@@ -33,6 +33,18 @@ class FramePlace(Enum):
     DESTROYING = "destroying"
 
 
+class FileState(Enum):
+    """How far a file of the arena has come. PLANNED: room is set aside in it already, and it is made when files that
+    were given up for it have gone. UNWANTED: given up while it was being made, so destroyed when that is done.
+    """
+
+    PLANNED = "planned"
+    CREATING = "creating"
+    READY = "ready"
+    UNWANTED = "unwanted"
+    DESTROYING = "destroying"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameView:
     frame: FrameId
@@ -98,7 +110,7 @@ class ArenaFileView:
     domain: Domain
     size_bytes: int
     used_bytes: int
-    ready: bool
+    state: FileState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +118,8 @@ class Snapshot:
     """lent + held + free = capacity. `held_bytes` counts holds, fenced frames and frames being made or destroyed.
 
     `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
-    `host_file_bytes`: the files that this is in, empty room included; the budget bounds these. The totals change
-    only with an event that publishes them.
+    `host_file_bytes`: the files that there are, empty room included; the budget bounds these. The totals change only
+    with an event that publishes them.
     """
 
     capacity_bytes: int

@@ -1,7 +1,6 @@
 """The snapshot, drawn from the book."""
 
 from vrambroker.broker.core import hold, resuming
-from vrambroker.broker.core.arena import FileState
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.lease import Lease
@@ -47,7 +46,7 @@ def snapshot(book: Book) -> Snapshot:
                 domain=file.domain,
                 size_bytes=file.size_bytes,
                 used_bytes=file.used_bytes,
-                ready=file.state is FileState.READY,
+                state=file.state,
             )
             for file in book.arena.files.values()
         ),

@@ -9,6 +9,7 @@ from vrambroker.broker.core.errors import BrokerError, NotOwner
 from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId
 
 TAGS = ("weights", "kv_cache", "grads")
+CONTENTS = (ev.Contents.KEEP, ev.Contents.KEEP, ev.Contents.DROP, ev.Contents.ZERO)
 
 
 def act(world: World) -> None:
@@ -66,7 +67,7 @@ def _deadline(world: World) -> Instant:
 
 
 def _lease(world: World, client: SimClient, session: SessionId) -> None:
-    tag, contents = world.chance.choice(TAGS), world.chance.choice(list(ev.Contents))
+    tag, contents = world.chance.choice(TAGS), world.chance.choice(CONTENTS)
     size_bytes = world.chance.choice((1, 3 * UNIT, 5 * UNIT - 7, 9 * UNIT, 12 * UNIT))
     claimed, deadline = world.chance.random() < 0.7, _deadline(world)
     world.ask(
@@ -160,6 +161,8 @@ def _busy_with_lease(world: World, client: SimClient) -> bool:
 def detach(world: World, client: SimClient, session: SessionId) -> None:
     for number in list(client.leases):
         client.let_go(number, [])
+    world.machine.let_go(client.peer.pid)
+    world.close_dying_files()
     client.gone = True
     client.alive = False
     world.ask(client, lambda call: ev.Detach(call=call, session=session))

@@ -57,8 +57,10 @@ class Calls:
         self._next += 1
         return call
 
-    def answer(self, call: CallId, answer: ef.Outcome | BrokerError) -> Asked:
-        """Take an answer; raise `Wronged` if it is a second one, or differs from what a replay was told."""
+    def answer(self, call: CallId, answer: ef.Outcome | BrokerError, *, heard: bool) -> Asked:
+        """Take an answer; raise `Wronged` if it is a second one, or differs from what a replay was told. What is not
+        `heard`, since the asker is gone, may differ: the requests of an ended process are forgotten.
+        """
         require(call in self.sent, f"call {call} was answered before it was heard")
         require(call not in self.answered, f"call {call} was answered twice")
         self.answered.add(call)
@@ -66,7 +68,9 @@ class Calls:
         if isinstance(answer, BrokerError):
             require(not isinstance(answer, RequestConflict), f"request {asked.request} conflicts with itself")
         else:
-            require(asked.outcome in (None, answer), f"request {asked.request}: {asked.outcome}, then {answer}")
+            require(
+                not heard or asked.outcome in (None, answer), f"request {asked.request}: {asked.outcome}, then {answer}"
+            )
             asked.outcome = answer
         asked.answer = answer
         return asked

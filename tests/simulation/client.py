@@ -13,7 +13,7 @@ from random import Random
 from tests.simulation.machine import Machine, require
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
-from vrambroker.broker.core.ids import ConnectionId, FrameId, LeaseId, OrderId, SessionId, SlotId
+from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, FrameId, LeaseId, OrderId, SessionId, SlotId
 
 MAP_FAILS, COPY_FAILS = 0.04, 0.02
 
@@ -35,7 +35,22 @@ class SimLease:
     slots: dict[SlotId, SimSlot] = field(default_factory=dict[SlotId, SimSlot])
 
 
-Order = ef.SendGrant | ef.SendRecall | ef.SendPauseOrder | ef.SendPauseCancelled | ef.SendLeaseState | ef.SendDraining
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetGo:
+    """Unmap a file of the arena: what the handle socket makes of `DestroyArenaFile`."""
+
+    file: ArenaFileId
+
+
+Order = (
+    LetGo
+    | ef.SendGrant
+    | ef.SendRecall
+    | ef.SendPauseOrder
+    | ef.SendPauseCancelled
+    | ef.SendLeaseState
+    | ef.SendDraining
+)
 
 
 class SimClient:
@@ -67,6 +82,8 @@ class SimClient:
         """Carry out the oldest order."""
         order = self.inbox.popleft()
         match order:
+            case LetGo(file=file):
+                self._machine.files[file].mappers.discard(self.peer.pid)
             case ef.SendGrant():
                 self._map(order)
             case ef.SendRecall():
@@ -109,7 +126,7 @@ class SimClient:
         slot = lease.slots.setdefault(grant.slot, SimSlot(frame=None))
         if grant.restore is not None:
             require(lease.contents is ev.Contents.KEEP, "only kept contents are restored")
-            frame.content = machine.parked(grant.restore, domain)
+            frame.content = machine.parked(grant.restore, self.peer.pid, domain)
         elif lease.contents is ev.Contents.ZERO:
             frame.content = 0
         slot.frame = grant.frame
@@ -147,7 +164,8 @@ class SimClient:
         assert slot.frame is not None
         if park is not None:
             require(lease.contents is ev.Contents.KEEP, "only kept contents are parked")
-            self._machine.park(park, self._machine.frames[slot.frame].content, self.peer.domain)
+            content = self._machine.frames[slot.frame].content
+            self._machine.park(park, content, self.peer.pid, self.peer.domain)
             slot.extent = park
         self._machine.unmap(slot.frame, self.peer.pid)
         slot.frame = None

@@ -12,7 +12,7 @@ from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.errors import BrokerError, OutOfHostMemory
 from vrambroker.broker.core.ids import Instant, LeaseId, SessionId
-from vrambroker.broker.core.snapshot import FramePlace
+from vrambroker.broker.core.snapshot import FileState, FramePlace
 
 
 def end(world: World) -> None:
@@ -55,6 +55,8 @@ def _nothing_is_stuck(world: World) -> None:
     for ticket in seen.queue:
         claimable = ticket.in_hand_bytes == ticket.size_bytes and not ticket.promised_bytes
         require(claimable, f"a ticket is stuck: {ticket}")
+    for file in seen.arena:
+        require(file.state is FileState.READY, f"a file is stuck on its way: {file}")
     for session in (one for one in seen.sessions if one.session in world.by_session):
         client = world.by_session[session.session]
         resident = {lease.tag for lease in session.leases if not lease.paused}

@@ -40,6 +40,7 @@ def fault(world: World) -> None:
 
 def _die(world: World, client: SimClient) -> None:
     client.die()
+    world.close_dying_files()
     if world.chance.random() < 0.5:
         world.lane(client, "agent").clear()
     if client.session is not None:

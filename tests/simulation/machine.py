@@ -2,7 +2,8 @@
 
 Contents are single numbers: 0 for clean memory, otherwise what was last written. The machine knows who maps what, which
 process is dead, and which extents a dead process has left its contents in; it raises `Wronged` when the broker lets two
-processes have one frame, passes on what was not cleaned, exceeds the device or uses a file that is not there.
+processes have one frame, passes on what was not cleaned, exceeds the device or the arena's budget, or uses a file that
+is not there or on its way out.
 """
 
 from dataclasses import dataclass, field
@@ -33,10 +34,14 @@ class PhysicalFrame:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PhysicalFile:
+    """`mappers`: the pids that map it; while there are any, it can't go. `closed`: the daemon has let go of it too."""
+
     domain: Domain
     size_bytes: int
     ready: bool = False
     dying: bool = False
+    closed: bool = False
+    mappers: set[int] = field(default_factory=set[int])
     contents: dict[int, int] = field(default_factory=dict[int, int])
     left_by_dead: set[int] = field(default_factory=set[int])
 
@@ -91,21 +96,37 @@ class Machine:
         used = sum(one.size_bytes for one in self.files.values())
         require(used <= self.budget_bytes, f"{used} bytes of arena on a budget of {self.budget_bytes}")
 
-    def park(self, extent: Extent, content: int, domain: Domain) -> None:
-        file = self._usable(extent, domain)
+    def close_dying_files(self) -> list[ArenaFileId]:
+        """Close the files that are to go and that nobody maps any more; returns them."""
+        closed = [one for one, file in self.files.items() if file.dying and not file.closed and not file.mappers]
+        for number in closed:
+            self.files[number].closed = True
+        return closed
+
+    def dying_files_of(self, pid: int) -> list[ArenaFileId]:
+        return [number for number, file in self.files.items() if file.dying and pid in file.mappers]
+
+    def let_go(self, pid: int) -> None:
+        """Unmap every file, as the end of a process does."""
+        for file in self.files.values():
+            file.mappers.discard(pid)
+
+    def park(self, extent: Extent, content: int, pid: int, domain: Domain) -> None:
+        file = self._usable(extent, pid, domain)
         require(extent.offset_bytes not in file.left_by_dead, f"{extent} was not punched after its owner died")
         file.contents[extent.offset_bytes] = content
 
-    def parked(self, extent: Extent, domain: Domain) -> int:
-        file = self._usable(extent, domain)
+    def parked(self, extent: Extent, pid: int, domain: Domain) -> int:
+        file = self._usable(extent, pid, domain)
         return file.contents.get(extent.offset_bytes, 0)
 
-    def _usable(self, extent: Extent, domain: Domain) -> PhysicalFile:
+    def _usable(self, extent: Extent, pid: int, domain: Domain) -> PhysicalFile:
         file = self.files[extent.file]
         require(file.ready and not file.dying, f"{extent} is used while its file is not there")
         require(file.domain == domain, f"{extent} is used across domains")
         require(extent.offset_bytes + extent.size_bytes <= file.size_bytes, f"{extent} crosses its file's border")
         require(extent.offset_bytes % extent.size_bytes == 0, f"{extent} is not aligned")
+        file.mappers.add(pid)
         return file
 
     def punch(self, extent: Extent) -> None:
@@ -116,5 +137,6 @@ class Machine:
     def die(self, pid: int, extents: list[Extent]) -> None:
         """End a process; what it has parked stays where it is until it is punched."""
         self.dead.add(pid)
+        self.let_go(pid)
         for extent in extents:
             self.files[extent.file].left_by_dead.add(extent.offset_bytes)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.simulation.calls import Asked, Build, Calls
-from tests.simulation.client import SimClient
+from tests.simulation.client import LetGo, SimClient
 from tests.simulation.machine import Machine, require
 from tests.simulation.mirror import Mirror
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.broker import Broker
-from vrambroker.broker.core.errors import BrokerError, Draining
+from vrambroker.broker.core.errors import BrokerError, Draining, OutOfHostMemory
 from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
@@ -33,6 +33,7 @@ from vrambroker.broker.core.snapshot import SlotState
 
 UNIT = 1 << 20
 DOMAINS = (Domain("user-1"), Domain("user-2"))
+ARENA_OUTCOMES = (ev.ArenaFileReady, ev.ArenaFileFailed, ev.ArenaFileDestroyed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,8 @@ def draw_limits(chance: Random) -> Limits:
     return Limits(
         capacity_bytes=chance.randint(12, 28) * UNIT,
         frame_sizes_bytes=sizes,
-        host_budget_bytes=chance.choice((8, 24, 64, 96)) * UNIT,
-        arena_file_bytes=chance.choice((2, 8, 16, 24)) * UNIT,
+        host_budget_bytes=chance.choice((6, 8, 12, 24, 64)) * UNIT,
+        arena_file_bytes=chance.choice((2, 4, 8, 16, 24)) * UNIT,
         pool_bytes_max=chance.choice((0, 0, 8)) * UNIT,
         sessions_max=16,
         leases_per_session_max=5,
@@ -85,6 +86,7 @@ class World:
         self.events = 0
         self.draining = False
         self.faulty = True
+        self._arena_sloth = self.chance.choice((0.0, 0.8, 0.98))
         self._drawn = 0
         for _ in range(shape.clients):
             self.spawn()
@@ -95,7 +97,7 @@ class World:
 
     def spawn(self) -> SimClient:
         pid = self.draw()
-        uid = self.chance.choice((0, 1, 1, 1))
+        uid = self.chance.choice((0, 1, 1))
         peer = ev.Peer(pid=pid, uid=uid, gid=uid, domain=DOMAINS[uid])
         client = SimClient(peer, self.machine, self.chance, self._report)
         client.faulty = self.faulty
@@ -112,7 +114,7 @@ class World:
         return self.obey_one() or self.deliver_one()
 
     def deliver_one(self) -> bool:
-        """Let one lane's oldest event happen; the driver's come in any order."""
+        """Let one lane's oldest event happen; the driver's come in any order, and the arena's take their time."""
         names = [name for name, lane in self.lanes.items() if lane]
         number = len(names) + min(len(self.driver), 3)
         if not number:
@@ -120,8 +122,11 @@ class World:
         pick = self.chance.randrange(number)
         if pick < len(names):
             self.happen(self.lanes[names[pick]].popleft())
-        else:
-            self.happen(self.driver.pop(self.chance.randrange(len(self.driver))))
+            return True
+        pick = self.chance.randrange(len(self.driver))
+        if isinstance(self.driver[pick], ARENA_OUTCOMES) and self._unlucky(self._arena_sloth):
+            return False
+        self.happen(self.driver.pop(pick))
         return True
 
     def obey_one(self) -> bool:
@@ -129,6 +134,7 @@ class World:
         if not ready:
             return False
         self.chance.choice(ready).obey()
+        self.close_dying_files()
         return True
 
     def pass_time(self, span_ns: int) -> None:
@@ -152,6 +158,9 @@ class World:
         for line in (effect for effect in effects if isinstance(effect, ef.Publish)):
             self.mirror.hear(line)
         self.mirror.compare(self.broker.snapshot())
+        for refusal in (effect for effect in effects if isinstance(effect, ef.Refuse)):
+            if isinstance(event, ev.Pause | ev.Quiet) and isinstance(refusal.error, OutOfHostMemory):
+                self._look_at_refused(self.by_session[event.session].peer.domain, refusal.error)
         if isinstance(event, ev.Pause | ev.Quiet):
             self._note_pause(effects)
         for effect in effects:
@@ -242,9 +251,16 @@ class World:
                 self.driver.append(failed_file if self._unlucky(0.1) else ev.ArenaFileReady(file=file))
             case ef.DestroyArenaFile(file=file):
                 self.machine.files[file].dying = True
-                self.driver.append(ev.ArenaFileDestroyed(file=file))
+                for client in self.by_session.values():
+                    if client.connection is not None and client.peer.pid in self.machine.files[file].mappers:
+                        client.inbox.append(LetGo(file=file))
+                self.close_dying_files()
             case ef.PunchExtent(extent=extent):
                 self.driver.append(ev.ExtentPunched(file=extent.file, offset_bytes=extent.offset_bytes))
+
+    def close_dying_files(self) -> None:
+        """Have the arena's files go that everybody has let go of."""
+        self.driver.extend(ev.ArenaFileDestroyed(file=file) for file in self.machine.close_dying_files())
 
     def _unlucky(self, likelihood: float) -> bool:
         return self.faulty and self.chance.random() < likelihood
@@ -253,8 +269,8 @@ class World:
 
     def _answered(self, call: CallId, answer: ef.Outcome | BrokerError) -> None:
         known = self.calls.by_call[call].outcome is not None
-        asked = self.calls.answer(call, answer)
         client = self.lane_of.get(call)
+        asked = self.calls.answer(call, answer, heard=client is None or client.alive)
         if isinstance(answer, ef.Resumed) and not known:
             self._look_at_resumed(asked, answer)
         if isinstance(answer, Draining):
@@ -296,6 +312,15 @@ class World:
                     require(mapper == client.peer.pid, f"slot {slot.slot} is called mapped; pid {mapper} has it")
                 moved = before.get(slot.slot, slot.frame) != slot.frame
                 require(not (same[lease.lease] and moved), f"lease {lease.lease} was away and is called the same")
+
+    def _look_at_refused(self, domain: Domain, error: OutOfHostMemory) -> None:
+        """A pause is refused only for what others have parked, or its own domain: an empty file is no reason."""
+        files = [file for file in self.broker.snapshot().arena if file.used_bytes]
+        taken = sum(file.used_bytes if file.domain == domain else file.size_bytes for file in files)
+        room_bytes = self.limits.host_budget_bytes - taken
+        require(error.free_bytes == room_bytes, f"there is room for {room_bytes}: {error}")
+        one_size = len(self.limits.frame_sizes_bytes) == 1
+        require(not one_size or error.requested_bytes > room_bytes, f"there is room for {room_bytes}: {error}")
 
     def _note_pause(self, effects: list[ef.Effect]) -> None:
         """Remember where leases are when they are paused."""
@@ -350,6 +375,8 @@ class World:
         self.happen(event)
         if self.calls.by_call[call.call].outcome is None:
             client.connection = None
+        else:
+            client.inbox.extend(LetGo(file=file) for file in self.machine.dying_files_of(client.peer.pid))
 
 
 def _session_of(event: ev.Event) -> SessionId:

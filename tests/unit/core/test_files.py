@@ -1,0 +1,125 @@
+"""Arena files as they come and go: made when contents need them, and given up when others do."""
+
+import pytest
+
+from tests.unit.core.desk import MIB, Desk, limits, peer
+from vrambroker.broker.core import effects as ef
+from vrambroker.broker.core import events as ev
+from vrambroker.broker.core.effects import LeaseState
+from vrambroker.broker.core.errors import OutOfHostMemory
+from vrambroker.broker.core.ids import Domain, SessionId
+from vrambroker.broker.core.snapshot import FileState
+
+ONE, TWO = Domain("one"), Domain("two")
+
+
+def two_domains(*held_back: str, budget: int = 8) -> tuple[Desk, SessionId, SessionId]:
+    """Return a desk where the first domain has an empty file of 8 MiB, and each has 8 MiB on the device."""
+    desk = Desk(limits(capacity=16, budget=budget, file=8))
+    one, two = desk.attach(peer(1, domain=ONE)), desk.attach(peer(2, domain=TWO))
+    desk.lease(one, "w", 8)
+    desk.pause(one, "w", release=True)
+    desk.resume(one, "w")
+    desk.lease(two, "w", 8)
+    desk.held_back.update(held_back)
+    return desk, one, two
+
+
+def files(desk: Desk) -> list[tuple[Domain, FileState]]:
+    return [(file.domain, file.state) for file in desk.broker.snapshot().arena]
+
+
+def fail(desk: Desk) -> None:
+    for event in desk.drop("file"):
+        assert isinstance(event, ev.ArenaFileReady)
+        desk.do(ev.ArenaFileFailed(file=event.file, reason="ENOMEM"))
+
+
+def test_the_empty_files_of_one_domain_make_room_for_the_contents_of_another() -> None:
+    desk, one, two = two_domains()
+    assert isinstance(desk.pause(two, "w", release=True), ef.Paused)
+    (gone,) = desk.sent(ef.DestroyArenaFile)
+    assert gone.file == desk.sent(ef.CreateArenaFile)[0].file
+    assert files(desk) == [(TWO, FileState.READY)]
+    refused = desk.pause(one, "w")
+    assert isinstance(refused, OutOfHostMemory), "what is parked stays"
+    assert refused.free_bytes == 0
+    assert isinstance(desk.resume(two, "w"), ef.Resumed)
+    assert isinstance(desk.pause(one, "w"), ef.Paused), "and back again"
+
+
+def test_a_pause_is_answered_at_once_and_its_recall_waits_for_the_clients_to_let_go() -> None:
+    desk, _, two = two_domains("file_gone")
+    lease = desk.broker.snapshot().sessions[1].leases[0].lease
+    assert isinstance(desk.pause(two, "w"), ef.Paused)
+    assert files(desk) == [(ONE, FileState.DESTROYING), (TWO, FileState.PLANNED)]
+    seen = desk.broker.snapshot()
+    assert (seen.host_used_bytes, seen.host_file_bytes) == (8 * MIB, 8 * MIB)
+    assert desk.pause(two, "w", release=True) is None
+    assert desk.view(lease).state is LeaseState.LEAVING
+    assert len(desk.sent(ef.SendRecall)) == 1, "only the first domain's, before"
+    desk.let_go("file_gone")
+    assert desk.answers[desk.last_call] == ef.Paused(leases=(lease,))
+    assert desk.view(lease).state is LeaseState.PARKED
+
+
+def test_a_resume_meanwhile_leaves_nothing_to_be_made() -> None:
+    desk, _, two = two_domains("file_gone")
+    desk.pause(two, "w")
+    desk.resume(two, "w")
+    assert files(desk) == [(ONE, FileState.DESTROYING)]
+    desk.let_go("file_gone")
+    assert files(desk) == []
+    assert len(desk.sent(ef.CreateArenaFile)) == 1
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_end_meanwhile_leaves_nothing_to_be_made(dies: bool) -> None:
+    desk, _, two = two_domains("file_gone")
+    desk.pause(two, "w", release=True)
+    gone = ev.ProcessEnded(session=two) if dies else ev.Detach(call=desk.call(peer(2, domain=TWO)), session=two)
+    desk.do(gone)
+    assert not desk.sent(ef.PunchExtent)
+    assert files(desk) == [(ONE, FileState.DESTROYING)]
+
+
+def test_what_fits_now_is_made_now() -> None:
+    desk, _, two = two_domains("file_gone", budget=12)
+    desk.pause(two, "w")
+    assert files(desk) == [(ONE, FileState.DESTROYING), (TWO, FileState.PLANNED)]
+    three = desk.attach(peer(3, domain=Domain("three")))
+    desk.give(two, desk.broker.snapshot().sessions[1].leases[0].lease, ())
+    desk.lease(three, "w", 4)
+    assert isinstance(desk.pause(three, "w", release=True), ef.Paused)
+    assert files(desk)[0] == (ONE, FileState.DESTROYING)
+    assert files(desk)[1][1] is FileState.READY
+
+
+def test_a_file_still_being_made_is_given_up_too() -> None:
+    desk, one, two = two_domains("file", budget=12)
+    desk.give(two, desk.broker.snapshot().sessions[1].leases[0].lease, ())
+    desk.lease(one, "x", 4)
+    desk.pause(one, "w", "x")
+    desk.resume(one, "w", "x")
+    desk.lease(two, "y", 4)
+    assert [state for _, state in files(desk)] == [FileState.READY, FileState.CREATING]
+    desk.pause(one, "w")
+    assert isinstance(desk.pause(two, "y"), ef.Paused)
+    assert [state for _, state in files(desk)] == [FileState.READY, FileState.UNWANTED, FileState.PLANNED]
+    desk.let_go("file")
+    assert files(desk) == [(ONE, FileState.READY), (TWO, FileState.READY)]
+    assert isinstance(desk.pause(two, "y", release=True), ef.Paused)
+
+
+def test_a_file_that_fails_makes_room_for_a_planned_one() -> None:
+    desk, one, two = two_domains("file", "file_gone")
+    desk.pause(two, "w")
+    desk.let_go("file_gone")
+    assert files(desk) == [(TWO, FileState.CREATING)]
+    desk.resume(two, "w")
+    desk.pause(one, "w", release=True)
+    assert files(desk) == [(TWO, FileState.UNWANTED), (ONE, FileState.PLANNED)]
+    fail(desk)
+    assert files(desk) == [(ONE, FileState.CREATING)]
+    desk.let_go("file")
+    assert isinstance(desk.answers[desk.last_call], ef.Paused)
