@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+from pathlib import Path
 
 HUGE_PAGE_BYTES = 2 << 20
 
@@ -44,14 +45,32 @@ def sealed_memfd(name: str, size_bytes: int, seals: int) -> int:
 
 
 def seal_against_writing(fd: int) -> bool:
-    """Bar everybody from writing to a memfd for good; False while some process still maps it writable (fcntl(2))."""
+    """Bar everybody from writing to a memfd for good; False while some process still maps it writable (fcntl(2)).
+
+    A client may have put the last seal on the file itself, so that this one can't be added: then whether a process
+    still maps it has to do, as far as /proc shows.
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     except OSError as error:
+        if error.errno == errno.EPERM:
+            return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE) or not _is_mapped(fd)
         if error.errno == errno.EBUSY:
             return False
         raise
     return True
+
+
+def _is_mapped(fd: int) -> bool:
+    inode = f" {os.fstat(fd).st_ino} "
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            lines = maps.read_text(errors="replace").splitlines()
+        except OSError:
+            continue  # it has ended, or is somebody's whom no frame is lent to
+        if any(inode in line and "memfd:vrambroker" in line for line in lines):
+            return True
+    return False
 
 
 def populate(fd: int, offset_bytes: int, size_bytes: int) -> None:

@@ -180,3 +180,23 @@ def test_a_fenced_host_frame_can_never_be_mapped_for_writing_again() -> None:
         bench.frames.close()
 
     run(test())
+
+
+def test_a_client_that_seals_its_frame_delays_the_fence_and_breaks_nothing() -> None:
+    async def test() -> None:
+        heard = Heard()
+        bench = HostFramesBench(heard.deliver)
+        mapped, free, read_only = await _created(bench, heard, 1, 2, 3)
+        for frame, seals in ((mapped, 0), (free, 0), (read_only, fcntl.F_SEAL_WRITE)):
+            lent = bench.frames.fd_of(frame)
+            assert lent is not None
+            fcntl.fcntl(lent, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
+        bench.map(mapped)
+        bench.frames.fence(SESSION, (mapped, free, read_only))
+        assert await heard.next() == FencePassed(session=SESSION, frames=(free, read_only))
+        assert heard.nothing_more()
+        bench.unmap(mapped)
+        assert await heard.next() == FencePassed(session=SESSION, frames=(mapped,))
+        bench.frames.close()
+
+    run(test())
