@@ -1,0 +1,99 @@
+// What this process knows: its tags, leases, requests and orders, under one mutex.
+//
+// Threads of the application and the agent meet here and nowhere else. The mutex is held for book-keeping and for sends
+// that don't block; never across a wait for the daemon, a copy or a mapping.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "lease.h"
+#include "requests.h"
+
+namespace vrb {
+
+// up: connected. down: the agent tries to connect again. lost: it has given up until somebody asks.
+enum class Link { up, down, lost };
+
+// Numbers of things given back, the latest of them: a record that crossed on the wire may still name one.
+class Gone {
+ public:
+  void add(uint64_t number);
+  bool has(uint64_t number) const { return numbers_.count(number) != 0; }
+
+ private:
+  static constexpr std::size_t MOST = 65536;
+  std::set<uint64_t> numbers_;
+  std::deque<uint64_t> order_;
+};
+
+struct Order {
+  std::vector<std::string> tags;
+  bool told_busy = false;
+  bool told_quiet = false;
+};
+
+class Book {
+ public:
+  Book(Client &client, Device &device) : client_(client), device_(device) {}
+
+  // Returns the tag or null.
+  Tag *find_tag(const std::string &name);
+  Tag &tag(const std::string &name);
+  Lease *find_lease(uint64_t number);
+  Lease *find_lease(const std::string &tag, vrb_contents contents);
+  Lease *find_lease_at(const void *address);
+  // Makes the range for a tag and policy; throws Error (DriverFailed) if there are no addresses.
+  Lease &make_lease(const std::string &tag, vrb_contents contents);
+  void set_number(Lease &lease, uint64_t number);
+  void forget_number(Lease &lease);
+
+  // Marks that the lease may have slots to give back.
+  void want_sweep(Lease &lease);
+
+  uint64_t live_allocations() const;
+
+  std::mutex mutex;
+  // A lease or the link changed: a growth ended, a state was told, the client has ended.
+  std::condition_variable changed;
+
+  std::map<std::string, std::unique_ptr<Tag>> tags;
+  std::vector<std::unique_ptr<Lease>> leases;
+  std::map<uint64_t, Order> orders;
+  Requests requests;
+  Gone gone_slots;
+  Gone gone_leases;
+
+  record::Welcome welcome;
+  std::string version;  // of the client, as it said in HELLO
+  Link link = Link::up;
+  std::string lost_why;
+  bool closed = false;
+  bool ended = false;
+  bool sweep_due = false;
+  bool draining = false;
+  uint64_t reserved_bytes = 0;
+  uint64_t mapped_bytes = 0;
+  uint64_t copied_out_bytes = 0;
+  uint64_t copied_in_bytes = 0;
+  uint64_t reconnects = 0;
+
+  // The smallest frame, of which all others are multiples.
+  uint64_t slot_bytes_min() const { return welcome.frame_sizes_bytes.front(); }
+
+ private:
+  Client &client_;
+  Device &device_;
+  std::map<uint64_t, Lease *> by_number_;
+  std::map<uintptr_t, Lease *> by_address_;
+};
+
+}  // namespace vrb

@@ -1,0 +1,359 @@
+#include "client.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "registry.h"
+#include "status.h"
+
+namespace vrb {
+namespace {
+
+using std::chrono::milliseconds;
+
+// How much longer than a call's own timeout its answer may take: the daemon answers when that is over.
+constexpr uint32_t GRACE_MS = 2'000;
+// How long an answer may take to a call without a timeout: longer than any bound of the daemon's own.
+constexpr uint32_t UNBOUNDED_MS = 60'000;
+constexpr uint32_t CONNECT_MS = 5'000;
+constexpr uint32_t CLOSE_MS = 5'000;
+constexpr int GROWTHS_MAX = 4;
+constexpr std::size_t SCOPE_LENGTH_MAX = 64;
+
+Clock::time_point deadline_of(uint32_t timeout_ms) {
+  return Clock::now() + milliseconds(timeout_ms == 0 ? UNBOUNDED_MS : uint64_t{timeout_ms} + GRACE_MS);
+}
+
+uint32_t left_of(Clock::time_point deadline, uint32_t timeout_ms) {
+  if (timeout_ms == 0) return 0;
+  const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count() - int64_t{GRACE_MS};
+  return static_cast<uint32_t>(std::max<int64_t>(left, 1));
+}
+
+std::vector<std::string> names_of(const std::vector<Tag *> &tags) {
+  std::vector<std::string> names;
+  for (const Tag *tag : tags) names.push_back(tag->name);
+  return names;
+}
+
+bool is_known_to_daemon(const Tag &tag) {
+  return std::any_of(tag.leases.begin(), tag.leases.end(), [](const Lease *lease) { return lease->number != 0; });
+}
+
+template <std::size_t N>
+void put_text(char (&into)[N], const std::string &text) {
+  const std::size_t length = std::min(text.size(), N - 1);
+  std::memcpy(into, text.data(), length);
+  into[length] = '\0';
+}
+
+void require_device(const ConnectOptions &options, const record::Welcome &welcome) {
+  if (welcome.device.rfind(options.device, 0) == 0) return;
+  throw invalid_argument("the daemon at " + options.path + " serves " + welcome.device + ", not " + options.device,
+                         options.device);
+}
+
+}  // namespace
+
+Client::Client(const ConnectOptions &options, Connection connection, std::unique_ptr<Device> device)
+    : generation_(process_generation()),
+      device_(std::move(device)),
+      channel_(wake_),
+      book_(*this, *device_),
+      copier_(*device_, wake_),
+      agent_(options.path, book_, *device_, channel_, copier_, wake_) {
+  book_.welcome = connection.welcome;
+  book_.version = options.version;
+  agent_.start(std::move(connection.fd));
+}
+
+Client &Client::connect(const ConnectOptions &options) {
+  if (!is_word(options.name)) throw invalid_argument("a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : @ + -", options.name);
+  if (!is_text(options.version, 63)) throw invalid_argument("a version is text of 1 to 63 bytes");
+  open_registry();
+  std::unique_ptr<Device> device = make_device(options.device);
+  const uint32_t timeout_ms = options.timeout_ms == 0 ? CONNECT_MS : options.timeout_ms;
+  const record::Hello hello{PROTOCOL, ROLE_WORKER, {}, options.name, options.version};
+  Connection connection = open_connection(options.path, hello, Clock::now() + milliseconds(timeout_ms));
+  require_device(options, connection.welcome);
+  return *new Client(options, std::move(connection), std::move(device));
+}
+
+void Client::require_open() const {
+  if (book_.closed) throw wrong_state("the client is closed");
+}
+
+void Client::require_open(const Tag &tag) const {
+  require_open();
+  if (!tag.is_open()) throw wrong_state("tag " + tag.name + " is paused", tag.name);
+}
+
+// Returns the tags of these names, each once.
+std::vector<Tag *> Client::find_tags(const std::vector<std::string> &names) {
+  std::vector<Tag *> tags;
+  for (const std::string &name : names) {
+    Tag *tag = book_.find_tag(name);
+    if (tag == nullptr) throw unknown_tag(name);
+    if (std::find(tags.begin(), tags.end(), tag) == tags.end()) tags.push_back(tag);
+  }
+  return tags;
+}
+
+// Sends a request and waits for its answer, without the lock. A request whose answer doesn't come in time goes on without us.
+template <class Record>
+record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms) {
+  if (book_.ended) throw wrong_state("the client is closed");
+  const auto deadline = deadline_of(timeout_ms);
+  const std::shared_ptr<Request> request = book_.requests.add(std::move(record), true);
+  if (book_.link == Link::lost) {
+    book_.link = Link::down;
+    wake_.ring();
+  }
+  // Without a connection the agent sends it, as soon as there is one.
+  if (book_.link == Link::up) channel_.send(request->packet);
+  request->answered.wait_until(lock, deadline, [&] { return request->is_answered(); });
+  if (request->error) throw *request->error;
+  if (request->done) return *request->done;
+  request->awaited = false;
+  throw no_answer(timeout_ms == 0 ? UNBOUNDED_MS : timeout_ms + GRACE_MS);
+}
+
+void Client::close() {
+  Lock lock(book_.mutex);
+  book_.closed = true;
+  for (const auto &lease : book_.leases) book_.want_sweep(*lease);
+  wake_.ring();
+  // To be closed is a matter of this process; that the daemon has heard of it is only waited for.
+  book_.changed.wait_for(lock, milliseconds(CLOSE_MS), [&] {
+    if (book_.ended || book_.link == Link::lost) return true;
+    if (book_.live_allocations() == 0) return false;
+    return std::all_of(book_.leases.begin(), book_.leases.end(), [](const auto &lease) {
+      return lease->number == 0 || lease->range.allocations() > 0;
+    });
+  });
+}
+
+void Client::get_info(vrb_info &info) {
+  const Lock lock(book_.mutex);
+  const record::Welcome &welcome = book_.welcome;
+  info = vrb_info{};
+  info.session = welcome.session;
+  std::copy(welcome.token.begin(), welcome.token.end(), info.token);
+  info.capacity_bytes = welcome.capacity_bytes;
+  info.frame_bytes_min = book_.slot_bytes_min();
+  put_text(info.name, welcome.name);
+  put_text(info.device, welcome.device);
+  put_text(info.version, welcome.version);
+}
+
+void Client::get_stats(vrb_stats &stats) {
+  const Lock lock(book_.mutex);
+  stats = vrb_stats{};
+  stats.leases = book_.leases.size();
+  stats.reserved_bytes = book_.reserved_bytes;
+  stats.mapped_bytes = book_.mapped_bytes;
+  for (const auto &lease : book_.leases) {
+    stats.allocated_bytes += lease->range.allocated_bytes();
+    stats.allocations += lease->range.allocations();
+  }
+  stats.copied_out_bytes = book_.copied_out_bytes;
+  stats.copied_in_bytes = book_.copied_in_bytes;
+  stats.requests = book_.requests.sent();
+  stats.reconnects = book_.reconnects;
+}
+
+Lease &Client::open_lease(const std::string &tag, vrb_contents contents) {
+  if (!is_word(tag)) throw invalid_argument("a tag has 1 to 64 of the characters A-Z a-z 0-9 _ . : @ + -", tag);
+  if (contents < VRB_KEEP || contents > VRB_ZERO) throw invalid_argument("contents are keep, drop or zero", tag);
+  const Lock lock(book_.mutex);
+  require_open();
+  Lease *lease = book_.find_lease(tag, contents);
+  return lease != nullptr ? *lease : book_.make_lease(tag, contents);
+}
+
+void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
+  if (size_bytes == 0) throw invalid_argument("an allocation has at least one byte", lease.tag.name);
+  const auto deadline = deadline_of(timeout_ms);
+  Lock lock(book_.mutex);
+  if (size_bytes > book_.welcome.capacity_bytes) {
+    throw invalid_argument("the device has " + std::to_string(book_.welcome.capacity_bytes) + " bytes in all", lease.tag.name);
+  }
+  require_open(lease.tag);
+  for (int growths = 0; growths < GROWTHS_MAX;) {
+    if (const auto offset = lease.range.allocate(size_bytes)) return lease.base + *offset;
+    if (lease.growth.active) {
+      // One growth at a time: the next may find room in what this one brings.
+      if (!book_.changed.wait_until(lock, deadline, [&] { return !lease.growth.active; })) throw no_answer(timeout_ms);
+      require_open(lease.tag);
+      continue;
+    }
+    grow(lock, lease, size_bytes, left_of(deadline, timeout_ms));
+    ++growths;
+    if (lease.tag.is_paused()) throw wrong_state("tag " + lease.tag.name + " was paused meanwhile", lease.tag.name);
+  }
+  throw driver_failed("the daemon granted frames that don't make up " + std::to_string(size_bytes) + " bytes in a row");
+}
+
+void Client::grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
+  const auto window = lease.range.plan_growth(size_bytes);
+  if (!window) throw driver_failed("the range of tag " + lease.tag.name + " has no addresses left");
+  lease.growth = Growth{true, window->begin, window->begin, window->begin + window->need_bytes, {}};
+  const record::Lease request{0, static_cast<uint8_t>(lease.contents), window->need_bytes, timeout_ms, lease.tag.name};
+  try {
+    ask(lock, request, timeout_ms);
+  } catch (const Error &) {
+    end_growth(lease);
+    throw;
+  }
+  end_growth(lease);
+}
+
+// Opens what has arrived, for the caller first of all: it holds the lock.
+void Client::end_growth(Lease &lease) {
+  for (const uint64_t slot : lease.growth.arrived) lease.range.open(slot);
+  lease.growth = Growth{};
+  book_.want_sweep(lease);
+  book_.changed.notify_all();
+  wake_.ring();
+}
+
+void Client::free(void *address) {
+  const Lock lock(book_.mutex);
+  Lease *lease = book_.find_lease_at(address);
+  if (lease == nullptr) throw invalid_argument("this address was never leased");
+  const auto offset = static_cast<uint64_t>(static_cast<char *>(address) - lease->base);
+  if (!lease->range.free(offset)) throw invalid_argument("no allocation starts at this address", lease->tag.name);
+  if (lease->range.empty().empty() && !book_.closed) return;
+  book_.want_sweep(*lease);
+  wake_.ring();
+}
+
+// Closes the gates of all these tags, or, if a scope is inside one, of none.
+void Client::close_gates(const std::vector<Tag *> &tags) {
+  for (Tag *tag : tags) {
+    ++tag->pausers;
+    tag->set_gate();
+  }
+  for (const Tag *tag : tags) {
+    if (tag->gate.is_quiet()) continue;
+    const std::string scope = tag->gate.scope_inside();
+    reopen_gates(tags);
+    throw not_quiescent(tag->name, scope);
+  }
+}
+
+void Client::reopen_gates(const std::vector<Tag *> &tags) {
+  for (Tag *tag : tags) {
+    --tag->pausers;
+    tag->set_gate();
+  }
+}
+
+void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  close_gates(tags);
+  try {
+    lock.unlock();
+    const Failure noisy = device_->quiesce();
+    lock.lock();
+    if (noisy) throw Error(VRB_NOT_QUIESCENT, "NotQuiescent", *noisy);
+    pause_closed(lock, tags, release, timeout_ms);
+  } catch (const Error &) {
+    reopen_gates(tags);
+    throw;
+  }
+  reopen_gates(tags);
+}
+
+void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
+  if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
+  std::vector<Tag *> known;
+  std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
+  if (!known.empty()) {
+    const uint8_t released = release ? 1 : 0;
+    ask(lock, record::Pause{0, released, left_of(deadline, timeout_ms), names_of(known)}, left_of(deadline, timeout_ms));
+  }
+  for (Tag *tag : tags) {
+    if (!is_known_to_daemon(*tag)) tag->paused_unheard = true;
+  }
+}
+
+std::vector<bool> Client::resume(const std::vector<std::string> &names, uint32_t timeout_ms) {
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  std::vector<Tag *> known;
+  std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
+  record::Done done{};
+  if (!known.empty()) done = ask(lock, record::Resume{0, timeout_ms, names_of(known)}, timeout_ms);
+  settle_resumed(lock, tags, deadline_of(timeout_ms));
+  std::vector<bool> same(names.size(), true);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    for (const DoneLease &lease : done.leases) {
+      if (lease.tag == names[i] && lease.same_pages == 0) same[i] = false;
+    }
+  }
+  return same;
+}
+
+// The daemon has said yes; pages under `zero` that stayed may still have to be zeroed.
+void Client::settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::time_point deadline) {
+  const auto none_resumes = [&] {
+    for (const Tag *tag : tags) {
+      for (const Lease *lease : tag->leases) {
+        if (lease->resuming) return false;
+      }
+    }
+    return true;
+  };
+  if (!book_.changed.wait_until(lock, deadline, none_resumes)) throw no_answer(UNBOUNDED_MS);
+  for (Tag *tag : tags) {
+    tag->paused_unheard = false;
+    tag->set_gate();
+    for (Lease *lease : tag->leases) {
+      const auto failure = std::exchange(lease->resume_failure, std::nullopt);
+      if (failure) throw driver_failed(*failure);
+    }
+  }
+}
+
+bool Client::is_paused(const std::string &tag) {
+  const Lock lock(book_.mutex);
+  return find_tags({tag}).front()->is_paused();
+}
+
+void Client::enter(const std::vector<std::string> &names, const std::string &scope) {
+  if (!is_text(scope, SCOPE_LENGTH_MAX)) throw invalid_argument("a scope's name is text of 1 to 64 bytes");
+  const Lock lock(book_.mutex);
+  require_open();
+  std::vector<Tag *> entered;
+  for (Tag *tag : find_tags(names)) {
+    if (!tag->gate.enter(scope)) {
+      leave(entered, scope);
+      throw wrong_state("tag " + tag->name + " is paused or about to be", tag->name);
+    }
+    entered.push_back(tag);
+  }
+}
+
+void Client::exit(const std::vector<std::string> &names, const std::string &scope) {
+  const Lock lock(book_.mutex);
+  const std::vector<Tag *> tags = find_tags(names);
+  for (const Tag *tag : tags) {
+    if (!tag->gate.is_inside(scope)) throw invalid_argument("scope " + scope + " is not inside tag " + tag->name, scope);
+  }
+  leave(tags, scope);
+}
+
+void Client::leave(const std::vector<Tag *> &tags, const std::string &scope) {
+  for (Tag *tag : tags) {
+    if (tag->gate.exit(scope) == Gate::Exit::last_out_of_closed) wake_.ring();
+  }
+}
+
+}  // namespace vrb

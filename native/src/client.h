@@ -1,0 +1,84 @@
+// A client: this process, attached to one daemon. What the C border calls, on the application's threads.
+//
+// Every call that fails throws Error and has changed nothing. A client lives until its process ends, since memory that it
+// handed out may be freed at any time; `close` ends its use.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "agent.h"
+#include "book.h"
+#include "channel.h"
+#include "copier.h"
+#include "device.h"
+#include "vrambroker/vrambroker.h"
+#include "wake.h"
+
+namespace vrb {
+
+struct ConnectOptions {
+  std::string path;
+  std::string name;
+  std::string device;
+  std::string version;
+  uint32_t timeout_ms;
+};
+
+class Client {
+ public:
+  // Attaches this process. Ownership: nobody's; it lives until the process ends.
+  static Client &connect(const ConnectOptions &options);
+
+  // Whether this process was forked from the one that connected; then nothing else of the client may be touched.
+  bool is_forked() const { return generation_ != process_generation(); }
+
+  void close();
+  void get_info(vrb_info &info);
+  void get_stats(vrb_stats &stats);
+
+  Lease &open_lease(const std::string &tag, vrb_contents contents);
+  void *allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
+  void free(void *address);
+
+  void pause(const std::vector<std::string> &tags, bool release, uint32_t timeout_ms);
+  // Returns, per tag, whether its pages are the same as before the pause.
+  std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
+  bool is_paused(const std::string &tag);
+
+  void enter(const std::vector<std::string> &tags, const std::string &scope);
+  void exit(const std::vector<std::string> &tags, const std::string &scope);
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+
+  Client(const ConnectOptions &options, Connection connection, std::unique_ptr<Device> device);
+
+  void require_open() const;
+  void require_open(const Tag &tag) const;
+  std::vector<Tag *> find_tags(const std::vector<std::string> &names);
+
+  template <class Record>
+  record::Done ask(Lock &lock, Record record, uint32_t timeout_ms);
+
+  void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
+  void end_growth(Lease &lease);
+  void close_gates(const std::vector<Tag *> &tags);
+  void reopen_gates(const std::vector<Tag *> &tags);
+  void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms);
+  void settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::time_point deadline);
+  void leave(const std::vector<Tag *> &tags, const std::string &scope);
+
+  const uint32_t generation_;
+  std::unique_ptr<Device> device_;
+  Wake wake_;
+  Channel channel_;
+  Book book_;
+  Copier copier_;
+  Agent agent_;
+};
+
+}  // namespace vrb

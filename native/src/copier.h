@@ -1,0 +1,64 @@
+// The copy engine: jobs go in, a thread per direction carries them out, and what is finished wakes the agent.
+//
+// Two directions, since the link to a GPU carries both at once: out of the frames into the arena, and into the frames.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "device.h"
+#include "wake.h"
+
+namespace vrb {
+
+class Copier {
+ public:
+  enum class Direction { out = 0, in = 1 };
+
+  struct Chunk {
+    char *to;
+    const char *from;  // null: zeroes
+    uint64_t size_bytes;
+  };
+
+  struct Job {
+    uint64_t ticket;
+    std::vector<Chunk> chunks;
+  };
+
+  struct Finished {
+    uint64_t ticket;
+    Failure failure;
+  };
+
+  Copier(Device &device, const Wake &agent) : device_(device), agent_(agent) {}
+
+  // What the job names stays valid until it is among the finished. Agent only. If the process may have no more threads,
+  // the job is finished with a failure.
+  void submit(Direction direction, Job job);
+
+  // Returns what was finished since the last call.
+  std::vector<Finished> take_finished();
+
+ private:
+  struct Queue {
+    bool has_thread = false;
+    std::deque<Job> jobs;
+    std::condition_variable filled;
+  };
+
+  void work(Queue &queue);
+  static Failure carry_out(Lane &lane, const Job &job);
+
+  Device &device_;
+  const Wake &agent_;
+  std::mutex mutex_;
+  std::array<Queue, 2> queues_;
+  std::vector<Finished> finished_;
+};
+
+}  // namespace vrb

@@ -1,0 +1,65 @@
+// What the client needs of a device. `host` and CUDA are two implementations of it.
+//
+// Thread rules: reserve may be called by any thread; map, unmap and the registrations only by the agent; a lane belongs to
+// the copier's thread that opened it; quiesce runs on the application's thread that pauses.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "fd.h"
+
+namespace vrb {
+
+constexpr uint64_t MIB = uint64_t{1} << 20;
+constexpr uint64_t GIB = uint64_t{1} << 30;
+
+// Nothing, or what failed: the call and its result, for the daemon and for DriverFailed.
+using Failure = std::optional<std::string>;
+
+// A queue of copies that run in order, asynchronously where the device can.
+class Lane {
+ public:
+  virtual ~Lane() = default;
+  // Starts to copy; either side may be frames or registered host memory, and is valid until `finish` returns.
+  virtual Failure start_copy(void *to, const void *from, std::size_t size_bytes) = 0;
+  virtual Failure start_zero(void *at, std::size_t size_bytes) = 0;
+  // Waits for all that was started.
+  virtual Failure finish() = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // Reserves addresses, 2 MiB-aligned, with nothing behind them. Returns null if there are none.
+  virtual void *reserve(uint64_t size_bytes) = 0;
+  virtual void release(void *address, uint64_t size_bytes) = 0;
+
+  // Puts a frame behind reserved addresses. Ownership: takes the fd, and closes it in any case.
+  virtual Failure map(Fd frame, void *address, uint64_t size_bytes) = 0;
+  // Takes it away again; the addresses stay reserved, and touching them is a fault.
+  virtual Failure unmap(void *address, uint64_t size_bytes) = 0;
+
+  // Maps a file of the arena, 2 MiB-aligned. Ownership: takes the fd, and closes it in any case. Null if it failed.
+  virtual void *map_arena(Fd file, uint64_t size_bytes) = 0;
+  virtual void unmap_arena(void *address, uint64_t size_bytes) = 0;
+
+  // How much host memory one registration covers; 0 if copies need none.
+  virtual uint64_t registration_bytes() const = 0;
+  virtual Failure register_host(void *address, uint64_t size_bytes) = 0;
+  virtual void unregister_host(void *address) = 0;
+
+  virtual std::unique_ptr<Lane> open_lane() = 0;
+
+  // Waits until this process's work on the device is done. A failure that says why it can't be waited for.
+  virtual Failure quiesce() = 0;
+};
+
+// Makes the device of this kind ("host"); throws Error if there is none.
+std::unique_ptr<Device> make_device(const std::string &kind);
+
+}  // namespace vrb

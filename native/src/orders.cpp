@@ -1,0 +1,82 @@
+#include "orders.h"
+
+namespace vrb {
+
+bool Orders::refuse(const record::PauseOrder &order) {
+  for (const std::string &name : order.tags) {
+    const Tag *tag = book_.find_tag(name);
+    if (tag != nullptr && tag->gate.was_used()) continue;
+    send(record::Busy{order.order, 1, name, ""});
+    return true;
+  }
+  return false;
+}
+
+void Orders::take(const record::PauseOrder &order) {
+  const std::lock_guard lock(book_.mutex);
+  const auto known = book_.orders.find(order.order);
+  if (known != book_.orders.end()) {
+    // Sent again after a reconnect: the answer may be lost, so it is given again.
+    known->second.told_busy = known->second.told_quiet = false;
+  } else {
+    if (refuse(order)) return;
+    book_.orders.emplace(order.order, Order{order.tags, false, false});
+    for (const std::string &name : order.tags) {
+      Tag &tag = book_.tag(name);
+      tag.orders.insert(order.order);
+      tag.set_gate();
+    }
+  }
+  review_one(order.order, book_.orders.at(order.order));
+}
+
+void Orders::cancel(const record::PauseCancelled &order) {
+  const std::lock_guard lock(book_.mutex);
+  const auto known = book_.orders.find(order.order);
+  if (known == book_.orders.end()) return;
+  for (const std::string &name : known->second.tags) {
+    Tag &tag = book_.tag(name);
+    tag.orders.erase(order.order);
+    tag.quiet.erase(order.order);
+    tag.set_gate();
+  }
+  book_.orders.erase(known);
+}
+
+void Orders::review_one(uint64_t number, Order &order) {
+  if (order.told_quiet) return;
+  for (const std::string &name : order.tags) {
+    const Tag &tag = book_.tag(name);
+    if (!tag.gate.is_quiet()) {
+      const std::string scope = tag.gate.scope_inside();
+      if (!order.told_busy && !scope.empty()) {
+        send(record::Busy{number, 0, name, scope});
+        order.told_busy = true;
+      }
+      return;
+    }
+    // Memory on its way to a vrb_malloc is handed out before the tag is called quiet.
+    if (tag.is_growing()) return;
+  }
+  order.told_quiet = true;
+  for (const std::string &name : order.tags) book_.tag(name).quiet.insert(number);
+  send(record::Quiet{number});
+}
+
+// Whether the order still keeps a gate closed; once a lease's state was told, that decides.
+bool Orders::is_held(uint64_t number, const Order &order) {
+  for (const std::string &name : order.tags) {
+    if (book_.tag(name).orders.count(number) != 0) return true;
+  }
+  return false;
+}
+
+void Orders::review() {
+  const std::lock_guard lock(book_.mutex);
+  for (auto it = book_.orders.begin(); it != book_.orders.end();) {
+    review_one(it->first, it->second);
+    it = is_held(it->first, it->second) ? std::next(it) : book_.orders.erase(it);
+  }
+}
+
+}  // namespace vrb

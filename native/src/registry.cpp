@@ -1,0 +1,52 @@
+#include "registry.h"
+
+#include <iterator>
+#include <map>
+#include <mutex>
+
+#include "fork.h"
+
+namespace vrb {
+namespace {
+
+struct Entry {
+  uint64_t size_bytes;
+  Client *client;
+};
+
+struct Ranges {
+  std::mutex mutex;
+  std::map<uintptr_t, Entry> by_address;
+};
+
+// Never destroyed: tensors are freed while the process exits.
+Ranges &ranges() {
+  static Ranges *const all = [] {
+    auto *made = new Ranges;
+    hold_across_forks(made->mutex);
+    return made;
+  }();
+  return *all;
+}
+
+}  // namespace
+
+void open_registry() { ranges(); }
+
+void register_range(const void *base, uint64_t size_bytes, Client &client) {
+  Ranges &all = ranges();
+  const std::lock_guard lock(all.mutex);
+  all.by_address[reinterpret_cast<uintptr_t>(base)] = Entry{size_bytes, &client};
+}
+
+Client *client_at(const void *address) {
+  Ranges &all = ranges();
+  const std::lock_guard lock(all.mutex);
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  const auto behind = all.by_address.upper_bound(at);
+  if (behind == all.by_address.begin()) return nullptr;
+  const auto found = std::prev(behind);
+  return at - found->first < found->second.size_bytes ? found->second.client : nullptr;
+}
+
+}  // namespace vrb

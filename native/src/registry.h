@@ -1,0 +1,18 @@
+// Which client a leased address belongs to, for the whole process: a free that comes without its client finds it here.
+#pragma once
+
+#include <cstdint>
+
+namespace vrb {
+
+class Client;
+
+// Makes the register, if there is none yet. Not under a ForkGuard, which the others may be called under.
+void open_registry();
+
+void register_range(const void *base, uint64_t size_bytes, Client &client);
+
+// Returns the client, or null for an address that was never leased. Also in a forked child.
+Client *client_at(const void *address);
+
+}  // namespace vrb
