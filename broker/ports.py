@@ -57,8 +57,11 @@ class Frames(Protocol):
         """Close frames of an ended process; delivers `FencePassed` once no process can reach them any more."""
         ...
 
-    def fd_of(self, frame: FrameId) -> int:
-        """Return the frame's fd. Ownership: stays with the adapter; the caller must not close it."""
+    def fd_of(self, frame: FrameId) -> int | None:
+        """Return the frame's fd, or None once it is on its way out.
+
+        Ownership: stays with the adapter; the caller must not close it.
+        """
         ...
 
     def close(self) -> None:
@@ -74,15 +77,15 @@ class Arena(Protocol):
         ...
 
     def destroy(self, file: ArenaFileId) -> None:
-        """Close a file that every client has let go of; its memory goes back."""
+        """Close a file that every client has let go of; delivers `ArenaFileDestroyed` when its memory has gone back."""
         ...
 
     def punch(self, extent: Extent) -> None:
         """Wipe and repopulate an extent; delivers `ExtentPunched`."""
         ...
 
-    def fd_of(self, file: ArenaFileId) -> int:
-        """Return the file's fd. Ownership: stays with the adapter."""
+    def fd_of(self, file: ArenaFileId) -> int | None:
+        """Return the file's fd, or None once it is on its way out. Ownership: stays with the adapter."""
         ...
 
     def close(self) -> None: ...
@@ -98,7 +101,7 @@ class Peers(Protocol):
     def lease_state(self, session: SessionId, lease: int, paused: bool) -> None: ...
     def draining(self, session: SessionId) -> None: ...
     def forget_arena(self, file: ArenaFileId) -> None:
-        """Have every client let go of the file, then destroy it; delivers `ArenaFileDestroyed`."""
+        """Have every client let go of the file, then have the arena destroy it."""
         ...
 
     def close_connection(self, connection: ConnectionId) -> None: ...

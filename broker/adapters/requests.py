@@ -1,0 +1,132 @@
+"""What a worker asks and reports on the handle socket, as events; and the core's answers, as records."""
+
+from typing import assert_never
+
+from vrambroker.broker.adapters import records
+from vrambroker.broker.adapters.deadlines import deadline
+from vrambroker.broker.adapters.error_detail import message_of, to_detail
+from vrambroker.broker.adapters.lendings import CONTENTS_OF_WIRE
+from vrambroker.broker.core import events
+from vrambroker.broker.core.effects import Attached, Done, Leased, Outcome, Paused, Resumed
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument
+from vrambroker.broker.core.events import Call, Contents, Event
+from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
+
+Request = records.Lease | records.Return | records.Pause | records.Resume | records.Claim | records.Bye
+Report = records.Arrived | records.Left | records.Quiet | records.Busy
+
+
+def contents_of(number: int) -> Contents:
+    """Return the policy with this number on the wire; raises `InvalidArgument`."""
+    contents = CONTENTS_OF_WIRE.get(number)
+    if contents is None:
+        raise InvalidArgument(message=f"there is no policy {number}", argument="contents")
+    return contents
+
+
+def check_request(request: Request) -> None:
+    """Raise `InvalidArgument` for what has no meaning that the core could be asked about."""
+    if isinstance(request, records.Lease):
+        contents_of(request.contents)
+
+
+def event_of_request(request: Request, session: SessionId, call: Call, now: Instant) -> Event:
+    """Return the call that a checked request makes."""
+    match request:
+        case records.Lease():
+            return events.Lease(
+                call=call,
+                session=session,
+                tag=request.tag,
+                contents=contents_of(request.contents),
+                size_bytes=request.size_bytes,
+                claimed=True,
+                deadline=deadline(now, request.timeout_ms),
+            )
+        case records.Return():
+            slots = tuple(SlotId(slot) for slot in request.slots)
+            return events.Return(call=call, session=session, lease=LeaseId(request.lease), slots=slots)
+        case records.Pause():
+            return events.Pause(
+                call=call,
+                session=session,
+                tags=request.tags,
+                release=request.release != 0,
+                # The owner's own threads ask here, and have made sure of it (HANDLES.md; DESIGN, "Quiet").
+                quiet=True,
+                deadline=deadline(now, request.timeout_ms),
+            )
+        case records.Resume():
+            return events.Resume(
+                call=call,
+                session=session,
+                tags=request.tags,
+                wait=request.timeout_ms != 0,
+                deadline=deadline(now, request.timeout_ms),
+            )
+        case records.Claim():
+            return events.Claim(call=call, session=session, claim=request.claim)
+        case records.Bye():
+            return events.Detach(call=call, session=session)
+        case _:
+            assert_never(request)
+
+
+def event_of_report(report: Report, session: SessionId) -> Event:
+    """Return what an agent reports."""
+    match report:
+        case records.Arrived():
+            slots = tuple(SlotId(slot) for slot in report.slots)
+            failure = report.failure or None
+            return events.Arrived(session=session, lease=LeaseId(report.lease), slots=slots, failure=failure)
+        case records.Left():
+            slots = tuple(SlotId(slot) for slot in report.slots)
+            failure = report.failure or None
+            return events.Left(session=session, lease=LeaseId(report.lease), slots=slots, failure=failure)
+        case records.Quiet():
+            return events.Quiet(session=session, order=OrderId(report.order))
+        case records.Busy() if report.final:
+            return events.Busy(session=session, order=OrderId(report.order), tag=report.tag)
+        case records.Busy():
+            return events.StillBusy(session=session, order=OrderId(report.order), tag=report.tag, scope=report.scope)
+        case _:
+            assert_never(report)
+
+
+def packet_of_outcome(request: int, outcome: Outcome) -> bytes:
+    """Return the `DONE` for a request."""
+    match outcome:
+        case Leased():
+            return records.encode(records.Done(request=request, lease=outcome.lease, claim=outcome.claim))
+        case Resumed():
+            return _resumed(request, outcome)
+        case Attached() | Paused() | Done():
+            return records.encode(records.Done(request=request))
+        case _:
+            assert_never(outcome)
+
+
+def packet_of_error(request: int, error: BrokerError) -> bytes:
+    """Return the `ERROR` for a request (0: the `HELLO`)."""
+    record = records.Error(
+        request=request,
+        error=type(error).__name__,
+        message=message_of(error),
+        detail=to_detail(error).SerializeToString(),
+    )
+    return records.encode(record)
+
+
+def _resumed(request: int, outcome: Resumed) -> bytes:
+    def record(with_tags: bool) -> records.Done:
+        leases = tuple(
+            records.DoneLease(lease=one.lease, same_pages=int(one.same_pages), tag=one.tag if with_tags else "")
+            for one in outcome.leases
+        )
+        return records.Done(request=request, leases=leases)
+
+    try:
+        return records.encode(record(with_tags=True))
+    except ValueError:
+        # As many tags as a call may name, long ones, each under three policies: the numbers alone still fit.
+        return records.encode(record(with_tags=False))

@@ -1,0 +1,105 @@
+"""What a daemon is told: which device, how much of it, how much host memory to park contents in, where to listen."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
+from vrambroker.broker.core.errors import InvalidArgument
+from vrambroker.broker.core.limits import GIB, MIB
+
+GRAIN_BYTES = 2 * MIB
+ARENA_FILE_BYTES = 64 * MIB
+RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
+SYSTEM_RUN_DIR = Path("/run/vrambroker")
+
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
+_HOST = re.compile(r"host(?::(\d{1,9}))?")
+_CUDA = re.compile(r"cuda(?::\d+)?|GPU-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def parse_size(text: str, argument: str) -> int:
+    """Return a size in bytes, such as `1.5GiB`, `96MiB` or `1048576`; raises `InvalidArgument`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2] not in _UNITS:
+        units = ", ".join(unit for unit in _UNITS if unit)
+        raise InvalidArgument(
+            message=f"{argument} {text!r} is not a size: a number and one of {units}", argument=argument
+        )
+    size_bytes = int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
+    if size_bytes <= 0:
+        raise InvalidArgument(message=f"{argument} {text!r} is no memory at all", argument=argument)
+    return size_bytes
+
+
+def parse_device(text: str) -> str:
+    """Return the device's id: `host:N` (`host` is `host:0`); raises `InvalidArgument`."""
+    match = _HOST.fullmatch(text)
+    if match is not None:
+        return f"host:{int(match[1] or 0)}"
+    if _CUDA.fullmatch(text) is not None:
+        raise InvalidArgument(message=f"device {text!r}: CUDA devices are not in this version", argument="device")
+    raise InvalidArgument(message=f"device {text!r} is not host or host:N", argument="device")
+
+
+def default_run_dir() -> Path:
+    """Return where the node's daemons put their sockets, unless told otherwise; raises `InvalidArgument`."""
+    named = os.environ.get(RUN_DIR_VARIABLE)
+    if named:
+        return Path(named)
+    place = SYSTEM_RUN_DIR if SYSTEM_RUN_DIR.exists() else SYSTEM_RUN_DIR.parent
+    if os.access(place, os.W_OK | os.X_OK):
+        return SYSTEM_RUN_DIR
+    of_user = os.environ.get("XDG_RUNTIME_DIR")
+    if not of_user:
+        raise InvalidArgument(
+            message=f"{SYSTEM_RUN_DIR} is not writable and XDG_RUNTIME_DIR is not set: name a run directory",
+            argument="run_dir",
+        )
+    return Path(of_user) / "vrambroker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Sizes in bytes, whole grains of 2 MiB; `device_bytes` is what the device has in all."""
+
+    device: str
+    device_bytes: int
+    capacity_bytes: int
+    host_budget_bytes: int
+    arena_file_bytes: int
+    run_dir: Path
+
+    @staticmethod
+    def of(
+        *,
+        device: str = "host",
+        capacity: str | None = None,
+        host_budget: str | None = None,
+        run_dir: Path | None = None,
+    ) -> "Config":
+        """Return the configuration that these words mean, defaults filled in; raises `InvalidArgument`."""
+        limit_bytes = memory_limit_bytes()
+        budget_bytes = _grains(host_budget, "host_budget", default_bytes=limit_bytes // 2, most_bytes=limit_bytes)
+        return Config(
+            device=parse_device(device),
+            device_bytes=limit_bytes,
+            capacity_bytes=_grains(capacity, "capacity", default_bytes=limit_bytes // 4, most_bytes=limit_bytes),
+            host_budget_bytes=budget_bytes,
+            arena_file_bytes=min(ARENA_FILE_BYTES, budget_bytes),
+            run_dir=default_run_dir() if run_dir is None else run_dir,
+        )
+
+
+def _grains(text: str | None, argument: str, *, default_bytes: int, most_bytes: int) -> int:
+    """Return a size as whole grains, rounded down; raises `InvalidArgument` for less than one or more than there is."""
+    size_bytes = default_bytes if text is None else parse_size(text, argument)
+    if size_bytes < GRAIN_BYTES:
+        raise InvalidArgument(message=f"{argument} of {size_bytes} bytes is less than a frame", argument=argument)
+    if size_bytes > most_bytes:
+        raise InvalidArgument(
+            message=f"{argument} of {size_bytes} bytes is more than the memory limit of {most_bytes}", argument=argument
+        )
+    return size_bytes - size_bytes % GRAIN_BYTES

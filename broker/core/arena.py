@@ -1,0 +1,263 @@
+"""The arena: host memory where kept contents are parked, as files per domain and extents in them.
+
+An extent is as long as the slot it is for, aligned to its own length, and within one file, so that copies are cut at
+the same borders everywhere. Free room is kept as aligned blocks of the frame sizes, which split and merge; asking
+whether a set of contents fits is arithmetic on their numbers. Only what is populated by the daemon's order is used,
+and all of it counts against the budget, from the moment a file is ordered until it is gone.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from vrambroker.broker.core.effects import Extent
+from vrambroker.broker.core.errors import invariant
+from vrambroker.broker.core.ids import ArenaFileId, Domain, LeaseId, SlotId
+from vrambroker.broker.core.ticket import compose
+
+
+class FileState(Enum):
+    CREATING = "creating"
+    READY = "ready"
+    DESTROYING = "destroying"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What an extent is for. `punching`: for nothing any more, and being wiped."""
+
+    size_bytes: int
+    lease: LeaseId
+    slot: SlotId
+    punching: bool = False
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ArenaFile:
+    """`waiting`: leases whose recall waits until the file is populated."""
+
+    file: ArenaFileId
+    domain: Domain
+    size_bytes: int
+    state: FileState = FileState.CREATING
+    used_bytes: int = 0
+    uses: dict[int, Use] = field(default_factory=dict[int, Use])
+    waiting: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
+
+
+class _Blocks:
+    """The free blocks of one domain, by size; neighbours merge when their whole parent is free."""
+
+    def __init__(self, sizes_bytes: tuple[int, ...]) -> None:
+        self._sizes = sizes_bytes
+        self._free: dict[int, dict[tuple[ArenaFileId, int], None]] = {size: {} for size in sizes_bytes}
+        self._siblings: dict[tuple[ArenaFileId, int, int], int] = {}
+
+    def numbers(self) -> dict[int, int]:
+        """Return how many blocks of each size are free."""
+        return {size: len(blocks) for size, blocks in self._free.items()}
+
+    def all(self) -> Iterator[tuple[ArenaFileId, int, int]]:
+        for size, blocks in self._free.items():
+            for file, offset in blocks:
+                yield file, offset, size
+
+    def add_file(self, file: ArenaFile) -> None:
+        offset = 0
+        for size, number in compose(file.size_bytes, self._sizes).items():
+            for _ in range(number):
+                self.give(file, offset, size)
+                offset += size
+
+    def drop_file(self, file: ArenaFile) -> None:
+        for blocks in self._free.values():
+            for block in [block for block in blocks if block[0] == file.file]:
+                del blocks[block]
+        for parent in [parent for parent in self._siblings if parent[0] == file.file]:
+            del self._siblings[parent]
+
+    def take(self, size: int) -> tuple[ArenaFileId, int]:
+        """Take a block, splitting the smallest that is large enough."""
+        found = next((larger for larger in self._sizes if larger >= size and self._free[larger]), None)
+        invariant(found is not None, "room in the arena is counted before it is taken")
+        assert found is not None
+        file, offset = next(iter(self._free[found]))
+        self._pick(file, offset, found)
+        for smaller in reversed([part for part in self._sizes if size <= part < found]):
+            for start in range(offset + smaller, offset + found, smaller):
+                self._free[smaller][file, start] = None
+            self._siblings[file, found, offset] = found // smaller - 1
+            found = smaller
+        return file, offset
+
+    def give(self, file: ArenaFile, offset: int, size: int) -> None:
+        """Put a block back, merged with its siblings as far as they are free."""
+        parent = self._parent_size(size)
+        while parent is not None:
+            start = offset - offset % parent
+            if start + parent > file.size_bytes:
+                break
+            siblings = self._siblings.get((file.file, parent, start), 0) + 1
+            if siblings < parent // size:
+                self._siblings[file.file, parent, start] = siblings
+                break
+            self._siblings.pop((file.file, parent, start), None)
+            for other in range(start, start + parent, size):
+                self._free[size].pop((file.file, other), None)
+            offset, size, parent = start, parent, self._parent_size(parent)
+        self._free[size][file.file, offset] = None
+
+    def _pick(self, file: ArenaFileId, offset: int, size: int) -> None:
+        del self._free[size][file, offset]
+        parent = self._parent_size(size)
+        if parent is None:
+            return
+        key = (file, parent, offset - offset % parent)
+        siblings = self._siblings.get(key, 0)
+        if siblings > 1:
+            self._siblings[key] = siblings - 1
+        else:
+            self._siblings.pop(key, None)
+
+    def _parent_size(self, size: int) -> int | None:
+        return next((larger for larger in self._sizes if larger > size), None)
+
+
+class Arena:
+    """Files and extents, and the budget they are held to."""
+
+    def __init__(self, *, budget_bytes: int, file_bytes: int, sizes_bytes: tuple[int, ...]) -> None:
+        self.budget_bytes = budget_bytes
+        self.files: dict[ArenaFileId, ArenaFile] = {}
+        self.size_bytes = 0
+        self.used_bytes = 0
+        self._file_bytes = file_bytes
+        self._sizes = sizes_bytes
+        self._blocks: dict[Domain, _Blocks] = {}
+        self._by_domain: dict[Domain, dict[ArenaFileId, None]] = {}
+
+    def blocks_of(self, domain: Domain) -> _Blocks:
+        blocks = self._blocks.get(domain)
+        if blocks is None:
+            blocks = self._blocks[domain] = _Blocks(self._sizes)
+        return blocks
+
+    def free_bytes(self, domain: Domain) -> int:
+        """Return what a domain could still set aside: free room in its files, and what the budget has left for more."""
+        numbers = self._blocks[domain].numbers() if domain in self._blocks else {}
+        return sum(size * number for size, number in numbers.items()) + self.budget_bytes - self.size_bytes
+
+    def files_needed(self, domain: Domain, need: Mapping[int, int]) -> tuple[int, ...] | None:
+        """Return the sizes of the files that must be made so that all of the need fits, or None if the budget forbids
+        it.
+        """
+        numbers = self._blocks[domain].numbers() if domain in self._blocks else dict.fromkeys(self._sizes, 0)
+        spare_bytes = self.budget_bytes - self.size_bytes
+        made: list[int] = []
+        for size in reversed(self._sizes):
+            short = need.get(size, 0) - numbers[size]
+            while short > 0:
+                file_bytes = self._next_file_bytes(size, spare_bytes)
+                if file_bytes is None:
+                    return None
+                made.append(file_bytes)
+                spare_bytes -= file_bytes
+                for part, number in self._usable_parts(file_bytes, size).items():
+                    numbers[part] += number
+                short = need.get(size, 0) - numbers[size]
+            self._split_rest(numbers, size, -short)
+        return tuple(made)
+
+    def _usable_parts(self, file_bytes: int, size: int) -> dict[int, int]:
+        """Return the blocks of a new file, none larger than the size that is being looked at."""
+        return compose(file_bytes, tuple(part for part in self._sizes if part <= size))
+
+    def _split_rest(self, numbers: dict[int, int], size: int, rest: int) -> None:
+        smaller = max((part for part in self._sizes if part < size), default=None)
+        if smaller is not None:
+            numbers[smaller] += rest * (size // smaller)
+
+    def _next_file_bytes(self, size: int, spare_bytes: int) -> int | None:
+        smallest = self._sizes[0]
+        file_bytes = max(self._file_bytes // smallest * smallest, size)
+        if file_bytes > spare_bytes:
+            file_bytes = spare_bytes // smallest * smallest
+        return file_bytes if file_bytes >= size else None
+
+    def add_file(self, file: ArenaFileId, domain: Domain, size_bytes: int) -> None:
+        """Begin a file. Its room can be set aside at once; nobody may be told of it until it is ready."""
+        made = ArenaFile(file=file, domain=domain, size_bytes=size_bytes)
+        self.files[file] = made
+        self.size_bytes += size_bytes
+        self._by_domain.setdefault(domain, {})[file] = None
+        self.blocks_of(domain).add_file(made)
+
+    def take(self, domain: Domain, size_bytes: int, lease: LeaseId, slot: SlotId) -> Extent:
+        """Set an extent aside for a slot; `files_needed` was asked before."""
+        number, offset = self.blocks_of(domain).take(size_bytes)
+        file = self.files[number]
+        file.uses[offset] = Use(size_bytes=size_bytes, lease=lease, slot=slot)
+        file.used_bytes += size_bytes
+        self.used_bytes += size_bytes
+        return Extent(file=number, offset_bytes=offset, size_bytes=size_bytes)
+
+    def give(self, extent: Extent) -> None:
+        """Put an extent back; what is in it stays there for the same domain to overwrite."""
+        file = self.files[extent.file]
+        use = file.uses.pop(extent.offset_bytes)
+        file.used_bytes -= use.size_bytes
+        self.used_bytes -= use.size_bytes
+        self.blocks_of(file.domain).give(file, extent.offset_bytes, use.size_bytes)
+
+    def begin_punching(self, extent: Extent) -> bool:
+        """Put back an extent of a dead client once it is wiped; tells whether it must be wiped at all."""
+        file = self.files[extent.file]
+        if file.state is FileState.CREATING:
+            self.give(extent)
+            return False
+        use = file.uses[extent.offset_bytes]
+        file.uses[extent.offset_bytes] = Use(size_bytes=use.size_bytes, lease=use.lease, slot=use.slot, punching=True)
+        return True
+
+    def punched(self, number: ArenaFileId, offset_bytes: int) -> ArenaFile:
+        file = self.files[number]
+        use = file.uses.get(offset_bytes)
+        invariant(use is not None and use.punching, "only what is being punched can be done with")
+        assert use is not None
+        self.give(Extent(file=number, offset_bytes=offset_bytes, size_bytes=use.size_bytes))
+        return file
+
+    def fail_file(self, number: ArenaFileId) -> ArenaFile:
+        """Forget a file that could not be made; returns it, with the uses that have lost their place."""
+        file = self.files[number]
+        invariant(file.state is FileState.CREATING, "only a file being made can fail")
+        self.used_bytes -= file.used_bytes
+        self._unblock(file)
+        self._forget(file)
+        return file
+
+    def retire(self, file: ArenaFile) -> None:
+        """Begin to destroy a file with nothing in it; nothing is set aside in it any more."""
+        invariant(file.state is FileState.READY and not file.uses, "only an empty file is destroyed")
+        file.state = FileState.DESTROYING
+        self._unblock(file)
+
+    def destroyed(self, number: ArenaFileId) -> None:
+        invariant(self.files[number].state is FileState.DESTROYING, "only a file being destroyed can be gone")
+        self._forget(self.files[number])
+
+    def disused(self, domain: Domain) -> list[ArenaFile]:
+        """Return the domain's files that are populated and hold nothing."""
+        files = (self.files[number] for number in self._by_domain.get(domain, {}))
+        return [file for file in files if file.state is FileState.READY and not file.uses]
+
+    def _unblock(self, file: ArenaFile) -> None:
+        self.blocks_of(file.domain).drop_file(file)
+
+    def _forget(self, file: ArenaFile) -> None:
+        del self.files[file.file]
+        self.size_bytes -= file.size_bytes
+        del self._by_domain[file.domain][file.file]
+        if not self._by_domain[file.domain]:
+            del self._by_domain[file.domain]
+            del self._blocks[file.domain]

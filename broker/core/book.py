@@ -1,0 +1,311 @@
+"""The book: all that the broker knows while it works, and the few ways to write in it that every handler shares.
+
+Handlers change the book and note what they have stirred: leases touched, tickets to look at again, supply that has
+grown. The settlement at the end of each event (`settlement.py`) follows those notes, so that no handler calls another
+one back.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from vrambroker.broker.core.arena import Arena
+from vrambroker.broker.core.effects import Effect, Kind, LeaseState, Outcome, Publish, Refuse, Reply
+from vrambroker.broker.core.errors import (
+    BrokerError,
+    DriverFailed,
+    Holder,
+    NotQuiescent,
+    OutOfDeviceMemory,
+    OutOfHostMemory,
+    QuotaExceeded,
+    UnknownTag,
+    WaitExpired,
+)
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.idle import Holdings, IdleLeases
+from vrambroker.broker.core.ids import CallId, FrameId, Instant, LeaseId, OrderId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.ledger import Frame, Ledger
+from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.requests import Requests
+from vrambroker.broker.core.scheduler import Supply
+from vrambroker.broker.core.session import Session, Sessions
+from vrambroker.broker.core.slot import Slot, Step
+from vrambroker.broker.core.snapshot import SlotState
+from vrambroker.broker.core.ticket import Stage, Ticket
+
+_Thing = TypeVar("_Thing")
+
+HOLDERS_MAX = 32
+"""How many holders an error names; the largest are enough to know whom to ask."""
+
+WORTH_A_LINE = (OutOfDeviceMemory, OutOfHostMemory, WaitExpired, NotQuiescent, QuotaExceeded, DriverFailed)
+"""Refusals that whoever watches wants to hear of; the others are the caller's own mistakes."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PauseOrder:
+    """A pause that waits for the session's gates to close. `asked`: the tags in the order; `tags`: all that the call
+    names.
+    """
+
+    order: OrderId
+    call: CallId
+    session: SessionId
+    tags: tuple[str, ...]
+    asked: tuple[str, ...]
+    release: bool
+    deadline: Instant
+    busy_tag: str = ""
+    busy_scope: str = ""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Release:
+    """A pause that has taken effect and waits until the frames of these leases have left."""
+
+    call: CallId
+    session: SessionId
+    paused: tuple[LeaseId, ...]
+    outstanding: dict[LeaseId, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What was last published of a lease; no state means that it is gone."""
+
+    session: str
+    tag: str
+    state: LeaseState | None
+    device_bytes: int
+    host_bytes: int
+
+
+class Book:
+    """State and bookkeeping. Nothing here decides anything."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.now = Instant(0)
+        self.next_id = 1
+        self.draining = False
+        self.ledger = Ledger(limits.capacity_bytes)
+        self.arena = Arena(
+            budget_bytes=limits.host_budget_bytes,
+            file_bytes=limits.arena_file_bytes,
+            sizes_bytes=limits.frame_sizes_bytes,
+        )
+        self.sessions = Sessions(limits)
+        self.leases: dict[LeaseId, Lease] = {}
+        self.idle = IdleLeases()
+        self.device_holdings = Holdings()
+        self.host_holdings = Holdings()
+        self.tickets: dict[TicketId, Ticket] = {}
+        self.queue: list[TicketId] = []
+        self.claims: dict[int, TicketId] = {}
+        self.orders: dict[OrderId, PauseOrder] = {}
+        self.waits: dict[CallId, Ticket | PauseOrder | Release] = {}
+        self.requests = Requests(remembered_max=limits.requests_remembered_max, strangers_max=limits.sessions_max)
+        self.effects: list[Effect] = []
+        self.touched: dict[LeaseId, str] = {}
+        self.told: dict[LeaseId, Told] = {}
+        self.stirred: dict[TicketId, None] = {}
+        self.supply_grew = False
+        self._deadlines: list[tuple[Instant, CallId]] = []
+
+    def draw_id(self) -> int:
+        drawn, self.next_id = self.next_id, self.next_id + 1
+        return drawn
+
+    def emit(self, effect: Effect) -> None:
+        self.effects.append(effect)
+
+    def publish(
+        self, kind: Kind, why: str, *, session: str = "", tag: str = "", lease: int = 0, ticket: int = 0
+    ) -> None:
+        line = Publish(
+            kind=kind, at=self.now, why=why, session=session, tag=tag, lease=LeaseId(lease), ticket=TicketId(ticket)
+        )
+        self.emit(line)
+
+    def supply(self) -> Supply:
+        return Supply(ledger=self.ledger, idle=self.idle, frames_of=self.mapped_frames)
+
+    def mapped_frames(self, lease: LeaseId) -> Iterator[Frame]:
+        return (self.frame_of(slot) for slot in self.leases[lease].in_state(SlotState.MAPPED))
+
+    def frame_of(self, slot: Slot) -> Frame:
+        assert slot.frame is not None, "asked only of slots that have one"
+        return self.ledger.frames[slot.frame]
+
+    def frame(self, frame: FrameId) -> Frame:
+        return self.ledger.frames[frame]
+
+    def slot_of(self, session: SessionId, lease: LeaseId, slot: SlotId) -> tuple[Lease, Slot] | None:
+        """Return what a client's report is about, if there is such a thing and it is the client's own."""
+        found = self.leases.get(lease)
+        if found is None or found.session != session or slot not in found.slots:
+            return None
+        return found, found.slots[slot]
+
+    def leases_of(self, session: Session, tags: Iterable[str]) -> list[Lease]:
+        """Return every lease of these tags; raise `UnknownTag` for one that has none."""
+        leases: list[Lease] = []
+        for tag in dict.fromkeys(tags):
+            if tag not in session.by_tag:
+                raise UnknownTag(
+                    message=f"{session.name!r} holds nothing under the tag {tag!r}", session=session.name, tag=tag
+                )
+            leases.extend(self.leases[lease] for lease in session.by_tag[tag].values())
+        return leases
+
+    def name_of(self, session: SessionId) -> str:
+        live = self.sessions.live.get(session)
+        if live is not None:
+            return live.name
+        ended = self.sessions.ended.get(session)
+        return ended.session.name if ended is not None else ""
+
+    def label_of(self, lease: Lease) -> str:
+        return f"{self.name_of(lease.session)}/{lease.tag}"
+
+    def step(self, lease: Lease, slot: Slot, step: Step, why: str) -> None:
+        lease.step(slot, step)
+        self.touch(lease, why)
+
+    def touch(self, lease: Lease, why: str) -> None:
+        """Note that something about the lease has changed; its line is published when the event is settled."""
+        self.touched[lease.lease] = why
+        if self.idle.update(lease):
+            self.supply_grew = True
+
+    def stir(self, ticket: TicketId | None) -> None:
+        """Have the settlement look at a ticket again."""
+        if ticket is not None:
+            self.stirred[ticket] = None
+
+    def open_lease(self, session: Session, tag: str, contents: Contents) -> Lease:
+        """Return the session's lease under this tag and policy, opened if there is none."""
+        known = session.by_tag.get(tag, {}).get(contents)
+        if known is not None:
+            return self.leases[known]
+        lease = Lease(
+            lease=LeaseId(self.draw_id()),
+            session=session.session,
+            domain=session.peer.domain,
+            tag=tag,
+            contents=contents,
+            since=self.now,
+        )
+        self.leases[lease.lease] = lease
+        session.leases[lease.lease] = None
+        session.by_tag.setdefault(tag, {})[contents] = lease.lease
+        return lease
+
+    def drop_lease(self, lease: Lease) -> None:
+        """Forget a lease that has nothing left."""
+        session = self.sessions.live[lease.session]
+        del self.leases[lease.lease]
+        del session.leases[lease.lease]
+        del session.by_tag[lease.tag][lease.contents]
+        if not session.by_tag[lease.tag]:
+            del session.by_tag[lease.tag]
+        self.idle.forget(lease.lease)
+        self.touched[lease.lease] = "returned"
+
+    def wait(self, call: CallId, what: Ticket | PauseOrder | Release, deadline: Instant | None) -> None:
+        """Leave a call unanswered for now; `deadline` bounds that, as long as `expirable` says so."""
+        self.waits[call] = what
+        self.sessions.live[what.session].waits[call] = None
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline, call))
+
+    def next_deadline(self) -> Instant | None:
+        while self._deadlines and self._expirable(self._deadlines[0][1]) is None:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def pop_expired(self) -> Ticket | PauseOrder | None:
+        """Return something whose deadline has passed, and forget the deadline."""
+        deadline = self.next_deadline()
+        if deadline is None or deadline > self.now:
+            return None
+        return self._expirable(heapq.heappop(self._deadlines)[1])
+
+    def _expirable(self, call: CallId) -> Ticket | PauseOrder | None:
+        """A deadline bounds the wait for room and for quiet; what has been granted is on its way and is not cut
+        short.
+        """
+        match self.waits.get(call):
+            case Ticket(stage=Stage.QUEUED | Stage.ADMITTED) as ticket:
+                return ticket
+            case PauseOrder() as order:
+                return order
+            case _:
+                return None
+
+    def reply(self, call: CallId, outcome: Outcome) -> None:
+        """Answer a call and all its replays, for now and later."""
+        self._stop_waiting(call)
+        for waiting in self.requests.finish(call, outcome):
+            self.emit(Reply(call=waiting, outcome=outcome))
+
+    def refuse(self, call: CallId, error: BrokerError, *, session: str = "", tag: str = "", ticket: int = 0) -> None:
+        """Refuse a call and all its replays; the same request may be tried again."""
+        self._stop_waiting(call)
+        if isinstance(error, WORTH_A_LINE):
+            self.publish(Kind.TICKET_REFUSED, error.message, session=session, tag=tag, ticket=ticket)
+        for waiting in self.requests.refuse(call):
+            self.emit(Refuse(call=waiting, error=error))
+
+    def _stop_waiting(self, call: CallId) -> None:
+        what = self.waits.pop(call, None)
+        if what is not None and what.session in self.sessions.live:
+            self.sessions.live[what.session].waits.pop(call, None)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Return who has the device's memory, largest first; those that matter, not all ten thousand."""
+        found = [self._device_holder(lease) for lease in _first(self.device_holdings.largest())]
+        found.extend(_first(self._ticket_holders()))
+        for ended in _first(self.sessions.ended.values()):
+            found.append(Holder(session=ended.session.name, tag="", state="fenced", size_bytes=ended.fenced_bytes))
+        return _ranked(found)
+
+    def host_holders(self) -> tuple[Holder, ...]:
+        """Return who has the arena, largest first."""
+        leases = [self.leases[lease] for lease in _first(self.host_holdings.largest()) if lease in self.leases]
+        return _ranked(
+            Holder(
+                session=self.name_of(lease.session), tag=lease.tag, state=lease.state.value, size_bytes=lease.host_bytes
+            )
+            for lease in leases
+        )
+
+    def _ticket_holders(self) -> Iterator[Holder]:
+        for ticket in self.tickets.values():
+            size_bytes = ticket.hold.in_hand_bytes
+            if size_bytes:
+                tag = self.leases[ticket.leases[0]].tag
+                yield Holder(session=self.name_of(ticket.session), tag=tag, state="held", size_bytes=size_bytes)
+
+    def _device_holder(self, lease: LeaseId) -> Holder:
+        found = self.leases.get(lease)
+        if found is None:
+            return Holder(session="", tag="", state="", size_bytes=0)
+        return self.holder(found, found.device_bytes)
+
+    def holder(self, lease: Lease, size_bytes: int) -> Holder:
+        return Holder(
+            session=self.name_of(lease.session), tag=lease.tag, state=lease.state.value, size_bytes=size_bytes
+        )
+
+
+def _first(things: Iterable[_Thing]) -> list[_Thing]:
+    return list(islice(things, HOLDERS_MAX))
+
+
+def _ranked(holders: Iterable[Holder]) -> tuple[Holder, ...]:
+    return tuple(sorted((one for one in holders if one.size_bytes), key=lambda one: -one.size_bytes))[:HOLDERS_MAX]

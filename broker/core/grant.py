@@ -1,0 +1,188 @@
+"""Granting: what happens to a ticket from the moment its hold is complete until its frames have arrived, or are back
+again.
+
+For now a ticket is granted only when everything it needs is in hand; `progress` is the one place that decides this.
+"""
+
+from vrambroker.broker.core import hold, recall
+from vrambroker.broker.core.book import Book
+from vrambroker.broker.core.effects import (
+    GrantedSlot,
+    Kind,
+    Leased,
+    Resumed,
+    ResumedLease,
+    SendGrant,
+    SendLeaseState,
+)
+from vrambroker.broker.core.errors import BrokerError, invariant
+from vrambroker.broker.core.ids import FrameId, LeaseId, SlotId, TicketId
+from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.slot import Slot, Step
+from vrambroker.broker.core.snapshot import SlotState
+from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket
+
+
+def progress(book: Book, ticket: Ticket) -> None:
+    """Take a ticket as far as it can go now."""
+    match ticket.stage:
+        case Stage.ADMITTED if _ready(book, ticket):
+            _hand_over(book, ticket)
+        case Stage.GRANTED if not ticket.outstanding:
+            _complete(book, ticket)
+        case Stage.UNDOING if not ticket.slots:
+            hold.close(book, ticket)
+        case _:
+            pass
+
+
+def _ready(book: Book, ticket: Ticket) -> bool:
+    """Everything is in hand, or not needed any more; and no lease is still on its way out that is to come back."""
+    if not ticket.hold.complete and hold.needed_bytes(book, ticket):
+        return False
+    match ticket.demand:
+        case Growth():
+            return True
+        case Comeback(leases=leases):
+            return all(book.leases[lease].settled for lease in leases if book.leases[lease].paused)
+
+
+def _hand_over(book: Book, ticket: Ticket) -> None:
+    match ticket.demand:
+        case Growth(claimed=False) as growth:
+            _offer(book, ticket, growth)
+        case Growth() as growth:
+            send_growth(book, ticket, growth)
+        case Comeback(leases=leases):
+            _send_comeback(book, ticket, leases)
+
+
+def _offer(book: Book, ticket: Ticket, growth: Growth) -> None:
+    """Answer with a claim; the frames stay in hand until it is presented."""
+    invariant(ticket.call is not None, "a lease without a claim still has its call")
+    assert ticket.call is not None
+    ticket.stage = Stage.CLAIMABLE
+    ticket.claim = claim = book.draw_id()
+    book.claims[claim] = ticket.ticket
+    lease = book.leases[growth.lease]
+    lease.opened = True
+    call, ticket.call = ticket.call, None
+    book.reply(call, Leased(lease=lease.lease, claim=claim))
+
+
+def send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
+    """Lend the frames in hand as new slots."""
+    lease = book.leases[growth.lease]
+    lease.pending_slots -= sum(growth.parts.values())
+    slots: list[Slot] = []
+    for size, number in growth.parts.items():
+        for _ in range(number):
+            slot = Slot(slot=SlotId(book.draw_id()), size_bytes=size)
+            lease.add(slot)
+            slots.append(slot)
+    ticket.stage = Stage.GRANTED
+    _send(book, ticket, lease, slots)
+
+
+def _send_comeback(book: Book, ticket: Ticket, leases: dict[LeaseId, None]) -> None:
+    ticket.stage = Stage.GRANTED
+    for lease in (book.leases[number] for number in leases):
+        slots = list(lease.in_state(SlotState.PARKED, SlotState.DROPPED)) if lease.paused else []
+        if slots:
+            _send(book, ticket, lease, slots)
+    hold.empty(book, ticket)
+    book.stir(ticket.ticket)
+
+
+def _send(book: Book, ticket: Ticket, lease: Lease, slots: list[Slot]) -> None:
+    granted = tuple(_grant(book, ticket, lease, slot) for slot in slots)
+    order = SendGrant(session=lease.session, lease=lease.lease, tag=lease.tag, contents=lease.contents, slots=granted)
+    book.emit(order)
+
+
+def _grant(book: Book, ticket: Ticket, lease: Lease, slot: Slot) -> GrantedSlot:
+    in_hand = ticket.hold.in_hand.get(slot.size_bytes)
+    invariant(bool(in_hand), "a complete hold has a frame for every slot")
+    assert in_hand
+    frame = book.frame(in_hand.pop())
+    dirty = book.ledger.lend(frame, lease.session, lease.lease, lease.domain)
+    slot.frame, slot.ticket, slot.dirty = frame.frame, ticket.ticket, dirty
+    ticket.slots[slot.slot] = lease.lease
+    ticket.outstanding[slot.slot] = lease.lease
+    book.step(lease, slot, Step.GRANT, "granted")
+    return granted_slot(slot)
+
+
+def granted_slot(slot: Slot) -> GrantedSlot:
+    """Return the grant of a slot, as it is sent and sent anew."""
+    return GrantedSlot(
+        slot=slot.slot,
+        frame=slot.frame or FrameId(0),
+        size_bytes=slot.size_bytes,
+        dirty=slot.dirty,
+        restore=slot.extent if slot.copied else None,
+    )
+
+
+def _complete(book: Book, ticket: Ticket) -> None:
+    """Answer a ticket whose frames have all arrived."""
+    for slot, number in ticket.slots.items():
+        book.leases[number].slots[slot].ticket = None
+    ticket.slots.clear()
+    call, ticket.call = ticket.call, None
+    label = hold.label(book, ticket)
+    done = (book.name_of(ticket.session), hold.tags(book, ticket), ticket.ticket)
+    outcome: Leased | Resumed
+    match ticket.demand:
+        case Growth(lease=number):
+            book.leases[number].opened = True
+            outcome = Leased(lease=number, claim=0)
+            hold.close(book, ticket)
+        case Comeback(leases=leases):
+            comeback = [book.leases[lease] for lease in leases]
+            hold.close(book, ticket)
+            outcome = bring_back(book, comeback)
+    book.publish(Kind.TICKET_DONE, f"{label}: all has arrived", session=done[0], tag=done[1], ticket=done[2])
+    if call is not None:
+        book.reply(call, outcome)
+
+
+def bring_back(book: Book, leases: list[Lease]) -> Resumed:
+    """Open leases for use whose slots are all mapped; their places in the arena are free again."""
+    for lease in (lease for lease in leases if lease.paused):
+        invariant(not lease.absent_bytes and lease.settled, "a lease is resident only when all of it is mapped")
+        for slot in lease.slots.values():
+            extent = lease.displace(slot)
+            if extent is not None:
+                book.arena.give(extent)
+        lease.paused = False
+        lease.takeable = True
+        book.touch(lease, "resumed")
+        book.emit(SendLeaseState(session=lease.session, lease=lease.lease, paused=False))
+    return Resumed(
+        leases=tuple(ResumedLease(lease=lease.lease, tag=lease.tag, same_pages=not lease.moved) for lease in leases)
+    )
+
+
+def undo(book: Book, ticket: Ticket, error: BrokerError) -> None:
+    """Refuse a ticket whose grant failed and take back what had arrived; residency becomes what it was."""
+    if ticket.stage is not Stage.GRANTED:
+        return
+    ticket.stage = Stage.UNDOING
+    call, ticket.call = ticket.call, None
+    session, tag = book.name_of(ticket.session), hold.tags(book, ticket)
+    if call is not None:
+        book.refuse(call, error, session=session, tag=tag, ticket=ticket.ticket)
+    by_lease: dict[LeaseId, list[Slot]] = {}
+    for number, lease in ticket.slots.items():
+        slot = book.leases[lease].slots[number]
+        if slot.state is SlotState.MAPPED:
+            by_lease.setdefault(lease, []).append(slot)
+    for lease, slots in by_lease.items():
+        recall.vacate(book, book.leases[lease], slots, "its grant is undone")
+    book.stir(ticket.ticket)
+
+
+def grown_by(book: Book, ticket: TicketId | None) -> bool:
+    """Tell whether a slot granted under this ticket is new, so that it goes away with its grant."""
+    return ticket is not None and isinstance(book.tickets[ticket].demand, Growth)

@@ -1,0 +1,298 @@
+"""The named invariants: what must hold after every event, each checked against the whole book, counters and indexes
+included.
+"""
+
+from vrambroker.broker.core.arena import ArenaFile, FileState
+from vrambroker.broker.core.book import Book, PauseOrder, Release
+from vrambroker.broker.core.errors import InvariantViolation
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SlotId
+from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.slot import WITH_FRAME, Slot
+from vrambroker.broker.core.snapshot import FramePlace, SlotState
+from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, bytes_of
+
+
+def check(book: Book) -> None:
+    """Raise `InvariantViolation` with the name of the first invariant that does not hold."""
+    capacity_is_conserved(book)
+    each_frame_has_one_owner(book)
+    frames_never_cross_domains(book)
+    holds_name_real_frames(book)
+    kept_contents_have_a_place(book)
+    arena_extents_are_disjoint(book)
+    ended_sessions_are_fenced(book)
+    counters_tell_the_truth(book)
+    tickets_and_leases_agree(book)
+    queue_is_what_waits(book)
+    calls_wait_for_something(book)
+
+
+def _hold(claim: bool, name: str, what: object) -> None:
+    if not claim:
+        raise InvariantViolation(f"{name}: {what}")
+
+
+def capacity_is_conserved(book: Book) -> None:
+    """lent + held + free = capacity, frame by frame and in the counters."""
+    ledger, name = book.ledger, "lent + held + free = capacity"
+    for place in FramePlace:
+        counted = sum(frame.size_bytes for frame in ledger.frames.values() if frame.place is place)
+        _hold(counted == ledger.bytes_in(place), name, f"{place.value} frames come to {counted}")
+    reserved = sum(ticket.hold.reserved_bytes for ticket in book.tickets.values())
+    _hold(reserved == ledger.reserved_bytes, name, f"tickets have reserved {reserved}")
+    _hold(ledger.unframed_bytes >= 0, name, f"more than the capacity is given out: {ledger.unframed_bytes}")
+    total = ledger.lent_bytes + ledger.held_bytes + ledger.free_bytes
+    _hold(total == ledger.capacity_bytes, name, f"they come to {total}")
+
+
+def each_frame_has_one_owner(book: Book) -> None:
+    """A slot has a lent frame in just the states that say so, and a lent frame has just one slot."""
+    name = "each frame has one owner"
+    owners: dict[FrameId, Slot] = {}
+    for lease in book.leases.values():
+        for slot in lease.slots.values():
+            _hold((slot.frame is not None) == (slot.state in WITH_FRAME), name, slot)
+            if slot.frame is None:
+                continue
+            frame = book.ledger.frames[slot.frame]
+            _hold(slot.frame not in owners, name, slot)
+            _hold(frame.place is FramePlace.LENT and frame.size_bytes == slot.size_bytes, name, frame)
+            _hold((frame.lease, frame.session) == (lease.lease, lease.session), name, frame)
+            going = slot.state is SlotState.LEAVING or (
+                slot.state is SlotState.MAPPED and lease.recall is Recall.WAITING
+            )
+            _hold(frame.leaving == going, "what leaves is counted as leaving", frame)
+            owners[slot.frame] = slot
+    for frame in book.ledger.frames.values():
+        _hold((frame.place is FramePlace.LENT) == (frame.frame in owners), name, frame)
+
+
+def frames_never_cross_domains(book: Book) -> None:
+    for lease in book.leases.values():
+        domain = book.sessions.live[lease.session].peer.domain
+        for slot in lease.slots.values():
+            lent = slot.frame is None or book.ledger.frames[slot.frame].domain == domain
+            _hold(lent and lease.domain == domain, "frames never cross domains", slot)
+
+
+def holds_name_real_frames(book: Book) -> None:
+    """Each frame of a hold is where the hold says, and a frame with a ticket is in that ticket's hold."""
+    name = "a hold names real frames"
+    for ticket in book.tickets.values():
+        hold = ticket.hold
+        for size, frames in hold.in_hand.items():
+            for number in frames:
+                frame = book.ledger.frames[number]
+                _hold(frame.place is FramePlace.HELD and frame.size_bytes == size, name, frame)
+        for number in hold.creating:
+            _hold(book.ledger.frames[number].place is FramePlace.CREATING, name, number)
+        for number in (*hold.exact, *hold.melting):
+            frame = book.ledger.frames[number]
+            coming = frame.leaving or frame.place in (FramePlace.CREATING, FramePlace.DESTROYING)
+            _hold(coming, name, frame)
+            fits = frame.place is not FramePlace.DESTROYING and frame.domain in (None, _domain(book, ticket))
+            _hold(fits or number in hold.melting, name, frame)
+        named = [*hold.frames_in_hand(), *hold.creating, *hold.exact, *hold.melting]
+        _hold(len(named) == len(set(named)), name, ticket)
+        _hold(all(book.ledger.frames[one].ticket == ticket.ticket for one in named), name, ticket)
+        melting = sum(book.ledger.frames[one].size_bytes for one in hold.melting)
+        covered = hold.reserved_bytes + melting >= bytes_of(hold.to_create)
+        _hold(covered, "a hold covers what it is to make", ticket)
+        _hold_covers_need(book, ticket)
+    for frame in book.ledger.frames.values():
+        if frame.ticket is not None:
+            hold = book.tickets[frame.ticket].hold
+            among = (*hold.in_hand.get(frame.size_bytes, ()), *hold.creating, *hold.exact, *hold.melting)
+            _hold(frame.frame in among, name, frame)
+
+
+def _domain(book: Book, ticket: Ticket) -> Domain:
+    return book.sessions.live[ticket.session].peer.domain
+
+
+def _hold_covers_need(book: Book, ticket: Ticket) -> None:
+    """An admitted ticket has, of every size, at least as many frames as it needs."""
+    if ticket.stage not in (Stage.ADMITTED, Stage.CLAIMABLE):
+        _hold(not ticket.hold.in_hand_bytes or ticket.stage is Stage.GRANTED, "only the admitted hold", ticket)
+        return
+    has: dict[int, int] = dict(ticket.hold.to_create)
+    for size, frames in ticket.hold.in_hand.items():
+        has[size] = has.get(size, 0) + len(frames)
+    for number in (*ticket.hold.creating, *ticket.hold.exact):
+        size = book.ledger.frames[number].size_bytes
+        has[size] = has.get(size, 0) + 1
+    for size, needed in _parts(book, ticket).items():
+        _hold(has.get(size, 0) >= needed, "an admitted ticket can't fail on bytes", ticket)
+
+
+def _parts(book: Book, ticket: Ticket) -> dict[int, int]:
+    if isinstance(ticket.demand, Growth):
+        return ticket.demand.parts
+    parts: dict[int, int] = {}
+    for lease in (book.leases[number] for number in ticket.leases):
+        for slot in lease.slots.values() if lease.paused else ():
+            if slot.state is not SlotState.MAPPED or lease.recall is not Recall.NONE:
+                parts[slot.size_bytes] = parts.get(slot.size_bytes, 0) + 1
+    return parts
+
+
+def kept_contents_have_a_place(book: Book) -> None:
+    """What must be kept and has left is parked; what must be kept and may be taken has its bytes in the arena set
+    aside.
+    """
+    name = "kept contents have a place"
+    for lease in book.leases.values():
+        keep = lease.contents is Contents.KEEP
+        for slot in lease.slots.values():
+            _hold(slot.extent is None or (keep and lease.paused), name, slot)
+            _hold(slot.extent is not None or not slot.copied, name, slot)
+            if slot.state is SlotState.PARKED:
+                _hold(slot.copied, name, slot)
+            _hold(slot.state is not SlotState.DROPPED or not keep, name, slot)
+            may_leave = lease.idle_bytes > 0 or lease.recall is not Recall.NONE
+            if keep and lease.paused and may_leave and slot.state in (SlotState.MAPPED, SlotState.LEAVING):
+                _hold(slot.extent is not None, name, (lease.lease, slot))
+            if slot.copied or (slot.state is SlotState.LEAVING and slot.extent is not None):
+                assert slot.extent is not None
+                state = book.arena.files[slot.extent.file].state
+                _hold(state is FileState.READY, "nothing is copied into a file before it is ready", slot)
+
+
+def arena_extents_are_disjoint(book: Book) -> None:
+    """Used and free room tile every file; each use is a slot's extent, or being punched; all files fit the budget."""
+    name = "arena extents are disjoint"
+    owned = {
+        (slot.extent.file, slot.extent.offset_bytes): (lease.lease, slot.slot, slot.extent.size_bytes)
+        for lease in book.leases.values()
+        for slot in lease.slots.values()
+        if slot.extent is not None
+    }
+    for file in book.arena.files.values():
+        _tiles(book, file)
+        for offset, use in file.uses.items():
+            _hold(offset % use.size_bytes == 0, "an extent is aligned to its own size", use)
+            if not use.punching:
+                found = owned.pop((file.file, offset), None)
+                _hold(found == (use.lease, use.slot, use.size_bytes), name, use)
+        used = sum(use.size_bytes for use in file.uses.values())
+        _hold(used == file.used_bytes, name, file)
+    _hold(not owned, "an extent is in a file", owned)
+    size = sum(file.size_bytes for file in book.arena.files.values())
+    _hold(size == book.arena.size_bytes <= book.arena.budget_bytes, "the arena is within its budget", size)
+    used = sum(file.used_bytes for file in book.arena.files.values())
+    _hold(used == book.arena.used_bytes, "the arena's use is counted", used)
+
+
+def _tiles(book: Book, file: ArenaFile) -> None:
+    if file.state is FileState.DESTROYING:
+        _hold(not file.uses, "a file being destroyed holds nothing", file)
+        return
+    free = [(at, size) for number, at, size in book.arena.blocks_of(file.domain).all() if number == file.file]
+    end = 0
+    for offset, size in sorted([*free, *((at, use.size_bytes) for at, use in file.uses.items())]):
+        _hold(offset == end, "arena extents are disjoint", (file.file, offset, end))
+        end = offset + size
+    _hold(end == file.size_bytes, "arena extents are disjoint", (file.file, end))
+
+
+def ended_sessions_are_fenced(book: Book) -> None:
+    """An ended session's frames count as used until its fence is passed, and nobody gets them."""
+    fenced = {frame for ended in book.sessions.ended.values() for frame in ended.frames}
+    for frame in book.ledger.frames.values():
+        _hold((frame.place is FramePlace.FENCED) == (frame.frame in fenced), "ended sessions are fenced", frame)
+    _hold(len(fenced) <= len(book.ledger.frames), "ended sessions are fenced", fenced)
+    _hold(not book.sessions.ended.keys() & book.sessions.live.keys(), "the ended are not live", "")
+    for ended in book.sessions.ended.values():
+        _hold(bool(ended.frames), "a session whose fence is passed is forgotten", ended.session.name)
+
+
+def counters_tell_the_truth(book: Book) -> None:
+    """Indexes and counters say what looking at everything says."""
+    ledger, name = book.ledger, "counters tell the truth"
+    for shelf in (ledger.pool, ledger.coming, ledger.melting):
+        standing = {frame.frame for frame in ledger.frames.values() if ledger.shelf_of(frame) is shelf}
+        _hold({frame.frame for frame in shelf} == standing, name, standing)
+        _hold(shelf.size_bytes == sum(ledger.frames[one].size_bytes for one in standing), name, standing)
+    idle = sorted((lease.idle_since, lease.lease) for lease in book.leases.values() if lease.idle_bytes)
+    _hold([lease for _, lease in idle] == list(book.idle), "idle leases stand longest idle first", idle)
+    idle_bytes = sum(lease.idle_bytes for lease in book.leases.values())
+    _hold(idle_bytes == book.idle.size_bytes, name, f"{idle_bytes} idle, {book.idle.size_bytes} counted")
+    for lease in book.leases.values():
+        _count_slots(lease)
+    _hold(ledger.pool.size_bytes <= book.limits.pool_bytes_max, "the pool keeps to its size", ledger.pool.size_bytes)
+
+
+def _count_slots(lease: Lease) -> None:
+    for state in SlotState:
+        slots = list(lease.in_state(state))
+        _hold(lease.count[state] == len(slots), "counters tell the truth", (lease.lease, state))
+        size_bytes = sum(slot.size_bytes for slot in slots)
+        _hold(lease.size_bytes[state] == size_bytes, "counters tell the truth", (lease.lease, state))
+    extents = sum(slot.extent.size_bytes for slot in lease.slots.values() if slot.extent is not None)
+    _hold(lease.host_bytes == extents, "counters tell the truth", (lease.lease, "host"))
+    _hold(not lease.count[SlotState.EMPTY], "no slot is empty between events", lease.lease)
+
+
+def tickets_and_leases_agree(book: Book) -> None:
+    """Slots on the way name their ticket and are named by it; a lease knows every ticket that names it."""
+    name = "tickets and leases agree"
+    named: dict[SlotId, LeaseId] = {}
+    for ticket in book.tickets.values():
+        named.update(ticket.slots)
+        _hold(ticket.outstanding.items() <= ticket.slots.items(), name, ticket)
+        _hold(bool(ticket.slots) == (ticket.stage in (Stage.GRANTED, Stage.UNDOING)), name, ticket)
+        for number in ticket.leases:
+            lease = book.leases[number]
+            _hold(lease.session == ticket.session, name, ticket)
+            among = lease.comebacks if isinstance(ticket.demand, Comeback) else lease.growing
+            _hold(ticket.ticket in among, name, ticket)
+            locked = isinstance(ticket.demand, Comeback) and ticket.stage is not Stage.QUEUED
+            _hold(not locked or lease.lock == ticket.ticket, "a lease is brought back by one ticket", ticket)
+    for lease in book.leases.values():
+        _hold(lease.lease in book.sessions.live[lease.session].leases, name, lease.lease)
+        _hold(lease.lock is None or lease.lock in book.tickets, name, lease.lease)
+        _hold(lease.opened or bool(lease.growing) or bool(lease.slots), "no lease is left behind", lease.lease)
+        _hold(not (lease.paused and lease.growing), "a paused lease does not grow", lease.lease)
+        for slot in lease.slots.values():
+            _hold((slot.ticket is not None) == (named.pop(slot.slot, None) == lease.lease), name, slot)
+            _hold(slot.state is not SlotState.GRANTED or slot.ticket is not None, name, slot)
+    _hold(not named, name, named)
+
+
+def queue_is_what_waits(book: Book) -> None:
+    """The queue is the queued tickets, oldest first; and none of them fits in what is free."""
+    queued = sorted(number for number, ticket in book.tickets.items() if ticket.stage is Stage.QUEUED)
+    _hold(queued == book.queue, "the queue is what waits", book.queue)
+    for number in queued:
+        ticket = book.tickets[number]
+        needed = bytes_of(_parts(book, ticket))
+        locked = any(book.leases[lease].lock is not None for lease in ticket.leases)
+        fits = needed <= book.ledger.free_bytes and not locked
+        _hold(not fits, "what fits in what is free is never kept waiting", ticket)
+
+
+def calls_wait_for_something(book: Book) -> None:
+    """Every call without an answer waits for a ticket, an order or a release that knows it."""
+    name = "each call waits for something"
+    for call, what in book.waits.items():
+        _hold(what.call == call and call in book.sessions.live[what.session].waits, name, call)
+        match what:
+            case PauseOrder():
+                _hold(book.orders.get(what.order) is what, name, call)
+            case Release():
+                waited = [book.leases[lease] for lease in what.outstanding]
+                _hold(all(call in lease.releases for lease in waited), name, call)
+                _hold(all(lease.recall is not Recall.NONE for lease in waited) and bool(waited), name, call)
+            case Ticket():
+                _hold(book.tickets.get(what.ticket) is what, name, call)
+    for order in book.orders.values():
+        _hold(book.waits.get(order.call) is order, name, order)
+    for claim, number in book.claims.items():
+        claimable = book.tickets[number]
+        _hold(claimable.stage is Stage.CLAIMABLE and claimable.claim == claim, "a claim has its frames in hand", claim)
+    waiting = set(book.waits)
+    for call in book.requests.first_calls():
+        _hold(call in waiting, name, call)
+        waiting.discard(call)
+    _hold(not waiting, "what waits was asked for", waiting)

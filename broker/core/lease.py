@@ -1,0 +1,151 @@
+"""A lease: what a session holds under one tag and policy. Its state is derived from its slots' and never stored.
+
+Counters by slot state are kept with every step, so that asking for the state or for the bytes costs nothing however
+many slots there are.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from vrambroker.broker.core.effects import Extent, LeaseState
+from vrambroker.broker.core.errors import invariant
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.ids import ArenaFileId, CallId, Domain, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.slot import WITH_FRAME, Slot, Step, follow
+from vrambroker.broker.core.snapshot import SlotState
+
+
+class Recall(Enum):
+    """How far taking the lease's frames back has come.
+
+    WAITING: decided, but its place in the arena is not populated yet, so nothing has been said to the owner.
+    """
+
+    NONE = "none"
+    WAITING = "waiting"
+    SENT = "sent"
+
+
+def _zeroes() -> dict[SlotState, int]:
+    return dict.fromkeys(SlotState, 0)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Lease:
+    """`takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
+    frames.
+
+    `opened`: its owner has been told its number. `lock`: the ticket that brings it back just now; `comebacks` and
+    `growing` are all tickets that name it. `releases`: the pauses that wait until its frames have left.
+    """
+
+    lease: LeaseId
+    session: SessionId
+    domain: Domain
+    tag: str
+    contents: Contents
+    since: Instant
+    idle_since: Instant = Instant(0)
+    paused: bool = False
+    moved: bool = False
+    takeable: bool = True
+    opened: bool = False
+    recall: Recall = Recall.NONE
+    lock: TicketId | None = None
+    pending_slots: int = 0
+    host_bytes: int = 0
+    slots: dict[SlotId, Slot] = field(default_factory=dict[SlotId, Slot])
+    growing: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
+    comebacks: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
+    releases: dict[CallId, None] = field(default_factory=dict[CallId, None])
+    count: dict[SlotState, int] = field(default_factory=_zeroes)
+    size_bytes: dict[SlotState, int] = field(default_factory=_zeroes)
+
+    @property
+    def device_bytes(self) -> int:
+        """What it has of the device, whatever the frames are doing."""
+        return sum(self.size_bytes[state] for state in WITH_FRAME)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.size_bytes.values())
+
+    @property
+    def mapped_bytes(self) -> int:
+        return self.size_bytes[SlotState.MAPPED]
+
+    @property
+    def absent_bytes(self) -> int:
+        """What it takes to bring it back from its pause: all but what is mapped and not about to leave."""
+        if not self.paused:
+            return 0
+        return self.total_bytes - (self.mapped_bytes if self.recall is Recall.NONE else 0)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing of it is on the way."""
+        moving = self.count[SlotState.GRANTED] + self.count[SlotState.LEAVING]
+        return moving == 0 and self.recall is Recall.NONE
+
+    @property
+    def idle_bytes(self) -> int:
+        """What may be taken from it: all that is mapped, if it is paused, left alone, and its contents have a place."""
+        free_to_take = self.paused and self.takeable and self.lock is None and self.settled and not self.growing
+        return self.mapped_bytes if free_to_take else 0
+
+    @property
+    def state(self) -> LeaseState:
+        if self.count[SlotState.GRANTED] or (not self.slots and self.growing):
+            return LeaseState.ARRIVING
+        if self.count[SlotState.LEAVING] or self.recall is not Recall.NONE:
+            return LeaseState.LEAVING
+        if self.count[SlotState.MAPPED] == len(self.slots) and (self.slots or not self.paused):
+            return LeaseState.IDLE if self.paused else LeaseState.RESIDENT
+        return LeaseState.PARTIAL if self.count[SlotState.MAPPED] else LeaseState.PARKED
+
+    def add(self, slot: Slot) -> None:
+        self.slots[slot.slot] = slot
+        self._tally(slot, +1)
+
+    def remove(self, slot: Slot) -> None:
+        """Forget a slot that was returned."""
+        invariant(slot.state is SlotState.EMPTY and slot.extent is None, "a slot goes only once it holds nothing")
+        self._tally(slot, -1)
+        del self.slots[slot.slot]
+
+    def step(self, slot: Slot, step: Step) -> None:
+        following = follow(slot.state, step)
+        self._tally(slot, -1)
+        slot.state = following
+        self._tally(slot, +1)
+
+    def _tally(self, slot: Slot, by: int) -> None:
+        self.count[slot.state] += by
+        self.size_bytes[slot.state] += by * slot.size_bytes
+
+    def place(self, slot: Slot, extent: Extent) -> None:
+        """Set an extent aside for the slot's contents."""
+        invariant(slot.extent is None and extent.size_bytes == slot.size_bytes, "a slot has one extent of its own size")
+        slot.extent = extent
+        self.host_bytes += extent.size_bytes
+
+    def displace(self, slot: Slot) -> Extent | None:
+        """Take the slot's extent from it, with whatever is in it."""
+        extent, slot.extent, slot.copied = slot.extent, None, False
+        self.host_bytes -= extent.size_bytes if extent is not None else 0
+        return extent
+
+    def in_state(self, *states: SlotState) -> Iterator[Slot]:
+        return (slot for slot in self.slots.values() if slot.state in states)
+
+    def unplaced(self) -> list[Slot]:
+        """Return the slots whose contents must be kept and have no place yet."""
+        if self.contents is not Contents.KEEP:
+            return []
+        return [slot for slot in self.in_state(SlotState.MAPPED) if slot.extent is None]
+
+    def files_to_park_in(self) -> dict[ArenaFileId, None]:
+        """Return the files that must be populated before the lease can be recalled."""
+        parks = (slot.park for slot in self.in_state(SlotState.MAPPED))
+        return {extent.file: None for extent in parks if extent is not None}

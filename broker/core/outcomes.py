@@ -1,0 +1,113 @@
+"""How slow work of the daemon's own ended: frames made and destroyed, arena files populated, punched and gone."""
+
+from vrambroker.broker.core import hold, recall
+from vrambroker.broker.core.arena import FileState, Use
+from vrambroker.broker.core.attachment import retire_files
+from vrambroker.broker.core.book import Book
+from vrambroker.broker.core.errors import DriverFailed, OutOfHostMemory, invariant
+from vrambroker.broker.core.events import (
+    ArenaFileDestroyed,
+    ArenaFileFailed,
+    ArenaFileReady,
+    ExtentPunched,
+    FrameCreated,
+    FrameCreateFailed,
+    FrameDestroyed,
+)
+from vrambroker.broker.core.ids import FrameId
+from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.ledger import Frame
+from vrambroker.broker.core.lending import withdraw
+from vrambroker.broker.core.snapshot import FramePlace
+
+
+def _frame(book: Book, frame: FrameId, place: FramePlace) -> Frame:
+    known = book.ledger.frames.get(frame)
+    invariant(known is not None and known.place is place, f"frame {frame} is {place.value}, as its outcome says")
+    assert known is not None
+    return known
+
+
+def frame_created(book: Book, event: FrameCreated) -> None:
+    hold.created(book, _frame(book, event.frame, FramePlace.CREATING))
+
+
+def frame_create_failed(book: Book, event: FrameCreateFailed) -> None:
+    """Fail the ticket that the frame was for: the driver has less than we thought, so trying again is no help."""
+    frame = _frame(book, event.frame, FramePlace.CREATING)
+    ticket = book.tickets.get(frame.ticket) if frame.ticket is not None else None
+    if ticket is not None and frame.frame in ticket.hold.melting:
+        hold.destroyed(book, frame)
+        return
+    if ticket is not None:
+        label = hold.label(book, ticket)
+        error = DriverFailed(
+            message=f"{label}: {event.driver_call} failed with {event.driver_result}",
+            driver_call=event.driver_call,
+            driver_result=event.driver_result,
+        )
+        withdraw(book, ticket, error)
+    book.ledger.vanish(frame)
+    book.supply_grew = True
+
+
+def frame_destroyed(book: Book, event: FrameDestroyed) -> None:
+    hold.destroyed(book, _frame(book, event.frame, FramePlace.DESTROYING))
+
+
+def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
+    """Let the recalls go on that waited for the file."""
+    file = book.arena.files[event.file]
+    invariant(file.state is FileState.CREATING, "a file gets ready once")
+    file.state = FileState.READY
+    recall.file_ready(book, file)
+    retire_files(book, file.domain)
+
+
+def arena_file_failed(book: Book, event: ArenaFileFailed) -> None:
+    """Take their place from the leases that had theirs in the file; nobody may count on their frames until they have
+    another.
+    """
+    file = book.arena.fail_file(event.file)
+    losers: dict[Lease, None] = {}
+    for use in file.uses.values():
+        losers[_displace(book, use)] = None
+    for lease in losers:
+        _call_off(book, lease, event.reason, file.size_bytes)
+
+
+def _displace(book: Book, use: Use) -> Lease:
+    lease = book.leases[use.lease]
+    slot = lease.slots[use.slot]
+    invariant(not slot.copied, "nothing is parked in a file before it is ready")
+    lease.displace(slot)
+    return lease
+
+
+def _call_off(book: Book, lease: Lease, reason: str, size_bytes: int) -> None:
+    """Leave a lease idle whose contents have lost their place, and withdraw what was promised of it."""
+    lease.takeable = False
+    if lease.recall is Recall.WAITING:
+        frames = list(book.mapped_frames(lease.lease))
+        for frame in frames:
+            hold.break_promise(book, frame)
+        error = OutOfHostMemory(
+            message=f"{book.label_of(lease)} has no place to be kept: {reason}",
+            requested_bytes=size_bytes,
+            free_bytes=book.arena.free_bytes(lease.domain),
+            capacity_bytes=book.limits.host_budget_bytes,
+            holders=book.host_holders(),
+        )
+        recall.refuse_releases(book, lease, error)
+        recall.call_off_if_needless(book, lease)
+    book.touch(lease, f"no place in the arena: {reason}")
+
+
+def arena_file_destroyed(book: Book, event: ArenaFileDestroyed) -> None:
+    book.arena.destroyed(event.file)
+
+
+def extent_punched(book: Book, event: ExtentPunched) -> None:
+    """Count a dead client's extent as free."""
+    file = book.arena.punched(event.file, event.offset_bytes)
+    retire_files(book, file.domain)

@@ -1,0 +1,199 @@
+"""Pause: make leases idle, once they are known to be quiet and what must be kept has its place in the arena."""
+
+from vrambroker.broker.core import recall
+from vrambroker.broker.core.book import Book, PauseOrder, Release
+from vrambroker.broker.core.effects import (
+    CreateArenaFile,
+    Paused,
+    SendLeaseState,
+    SendPauseCancelled,
+    SendPauseOrder,
+)
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory
+from vrambroker.broker.core.events import Busy, Pause, Quiet, StillBusy
+from vrambroker.broker.core.ids import ArenaFileId, CallId, OrderId
+from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.lending import require_few_waits, wrong_state
+from vrambroker.broker.core.session import Session, require_word
+from vrambroker.broker.core.slot import Slot
+
+
+def pause(book: Book, event: Pause) -> None:
+    """Pause at once if the owner says that it is quiet; otherwise ask its agent first."""
+    session = book.sessions.get(event.session)
+    session.require_authority(event.call.actor)
+    if event.quiet:
+        session.require_process(event.call.actor)
+    require_tags(book, event.tags)
+    leases = book.leases_of(session, event.tags)
+    _require_pausable(book, leases)
+    asked = tuple(dict.fromkeys(lease.tag for lease in leases if not lease.paused))
+    if event.quiet or not asked:
+        _take_effect(book, session, event.call.call, leases, event.release)
+        return
+    require_few_waits(book, session)
+    order = PauseOrder(
+        order=OrderId(book.draw_id()),
+        call=event.call.call,
+        session=session.session,
+        tags=event.tags,
+        asked=asked,
+        release=event.release,
+        deadline=event.deadline,
+    )
+    book.orders[order.order] = order
+    book.wait(order.call, order, order.deadline)
+    book.emit(SendPauseOrder(session=session.session, order=order.order, tags=asked))
+
+
+def require_tags(book: Book, tags: tuple[str, ...]) -> None:
+    """Raise `InvalidArgument` for no tags, too many, or one that is no tag."""
+    most = book.limits.tags_per_call_max
+    if not 0 < len(tags) <= most:
+        raise InvalidArgument(message=f"{len(tags)} tags are not between 1 and {most}", argument="tags")
+    for tag in tags:
+        require_word("tag", tag, book.limits.tag_length_max)
+
+
+def _require_pausable(book: Book, leases: list[Lease]) -> None:
+    for lease in leases:
+        if lease.growing:
+            raise wrong_state(book, lease, "growing: frames are on their way to it")
+        if lease.lock is not None:
+            raise wrong_state(book, lease, "being resumed")
+
+
+def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease], release: bool) -> None:
+    """Pause these leases as one: if the arena has no room for all that must be kept, none of them."""
+    fresh = [lease for lease in leases if not lease.paused]
+    unsure = [lease for lease in leases if lease.paused and not lease.takeable]
+    placed = _place(book, session, [*fresh, *unsure])
+    for lease in fresh:
+        lease.paused, lease.moved, lease.takeable = True, False, True
+        lease.idle_since = book.now
+        book.touch(lease, "paused")
+        book.emit(SendLeaseState(session=session.session, lease=lease.lease, paused=True))
+    for lease in unsure:
+        if release or lease in placed:
+            lease.takeable = True
+            book.touch(lease, "may be taken again")
+    paused = tuple(lease.lease for lease in leases)
+    if not release or not _release(book, session, call, leases):
+        book.reply(call, Paused(leases=paused))
+
+
+def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
+    """Set arena extents aside for all contents that must be kept; raise `OutOfHostMemory` (nothing changed) if they
+    don't fit.
+
+    Returns the leases that got some.
+    """
+    unplaced: list[tuple[Lease, Slot]] = [(lease, slot) for lease in leases for slot in lease.unplaced()]
+    need: dict[int, int] = {}
+    for _, slot in unplaced:
+        need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
+    domain = session.peer.domain
+    files = book.arena.files_needed(domain, need)
+    if files is None:
+        raise _out_of_host_memory(book, session, sum(slot.size_bytes for _, slot in unplaced))
+    for size_bytes in files:
+        file = ArenaFileId(book.draw_id())
+        book.arena.add_file(file, domain, size_bytes)
+        book.emit(CreateArenaFile(file=file, domain=domain, size_bytes=size_bytes))
+    for lease, slot in unplaced:
+        lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
+    return [lease for lease, _ in unplaced]
+
+
+def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> OutOfHostMemory:
+    free_bytes = book.arena.free_bytes(session.peer.domain)
+    return OutOfHostMemory(
+        message=f"{session.name} must keep {requested_bytes} bytes and the arena has room for {free_bytes}",
+        requested_bytes=requested_bytes,
+        free_bytes=free_bytes,
+        capacity_bytes=book.limits.host_budget_bytes,
+        holders=book.host_holders(),
+    )
+
+
+def _release(book: Book, session: Session, call: CallId, leases: list[Lease]) -> bool:
+    """Recall these leases now; tells whether the call has to wait for that."""
+    leaving = [lease for lease in leases if lease.mapped_bytes or lease.recall is not Recall.NONE]
+    if not leaving:
+        return False
+    release = Release(
+        call=call,
+        session=session.session,
+        paused=tuple(lease.lease for lease in leases),
+        outstanding={lease.lease: None for lease in leaving},
+    )
+    book.wait(call, release, None)
+    for lease in leaving:
+        lease.releases[call] = None
+        recall.want(book, lease, "released on request")
+    return True
+
+
+def quiet(book: Book, event: Quiet) -> None:
+    """Carry out a pause whose gates are closed."""
+    order = book.orders.get(event.order)
+    if order is None or order.session != event.session:
+        if event.session in book.sessions.live:
+            book.emit(SendPauseCancelled(session=event.session, order=event.order))
+        return
+    session = book.sessions.get(order.session)
+    try:
+        leases = book.leases_of(session, order.tags)
+        _require_pausable(book, leases)
+        reopened = next((one for one in leases if not one.paused and one.tag not in order.asked), None)
+        if reopened is not None:
+            raise _not_quiescent(session, reopened.tag, "resumed while the order was under way")
+    except BrokerError as error:
+        cancel(book, order, error)
+        return
+    _close(book, order)
+    try:
+        _take_effect(book, session, order.call, leases, order.release)
+    except OutOfHostMemory as error:
+        book.emit(SendPauseCancelled(session=order.session, order=order.order))
+        book.refuse(order.call, error, session=session.name)
+
+
+def busy(book: Book, event: Busy) -> None:
+    """Refuse a pause whose gates can't be closed; they are open."""
+    order = book.orders.get(event.order)
+    if order is None or order.session != event.session:
+        return
+    _close(book, order)
+    session = book.sessions.get(order.session)
+    why = "has no scopes, so that nobody but its owner can say when it is quiet"
+    book.refuse(order.call, _not_quiescent(session, event.tag, why), session=session.name, tag=event.tag)
+
+
+def still_busy(book: Book, event: StillBusy) -> None:
+    """Note which scope keeps a pause waiting."""
+    order = book.orders.get(event.order)
+    if order is not None and order.session == event.session:
+        order.busy_tag, order.busy_scope = event.tag, event.scope
+
+
+def expire(book: Book, order: PauseOrder) -> None:
+    """Refuse a pause that did not become quiet in time, and have its gates opened again."""
+    session = book.sessions.get(order.session)
+    tag = order.busy_tag or order.asked[0]
+    why = f"is in use by the scope {order.busy_scope!r}" if order.busy_scope else "was not said to be quiet in time"
+    cancel(book, order, _not_quiescent(session, tag, why, order.busy_scope))
+
+
+def cancel(book: Book, order: PauseOrder, error: BrokerError) -> None:
+    _close(book, order)
+    book.emit(SendPauseCancelled(session=order.session, order=order.order))
+    book.refuse(order.call, error, session=book.name_of(order.session), tag=order.busy_tag)
+
+
+def _close(book: Book, order: PauseOrder) -> None:
+    del book.orders[order.order]
+
+
+def _not_quiescent(session: Session, tag: str, why: str, scope: str = "") -> NotQuiescent:
+    return NotQuiescent(message=f"{session.name}/{tag} {why}", session=session.name, tag=tag, scope=scope)

@@ -1,0 +1,91 @@
+"""Resume: bring leases back, all or none."""
+
+from bisect import insort
+
+from vrambroker.broker.core import hold, scheduler
+from vrambroker.broker.core.book import Book
+from vrambroker.broker.core.errors import Draining, Holder, WaitExpired
+from vrambroker.broker.core.events import Resume
+from vrambroker.broker.core.grant import bring_back
+from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.lending import open_ticket, out_of_device_memory, require_few_waits, withdraw
+from vrambroker.broker.core.pausing import require_tags
+from vrambroker.broker.core.scheduler import Need, Plan, Reach
+from vrambroker.broker.core.session import Session
+from vrambroker.broker.core.ticket import Comeback, Stage, Ticket
+
+
+def resume(book: Book, event: Resume) -> None:
+    """Answer at once if no frame has to move; otherwise queue, or refuse what is not certain."""
+    if book.draining:
+        raise Draining(message="the daemon is shutting down and resumes nothing")
+    session = book.sessions.get(event.session)
+    session.require_authority(event.call.actor)
+    require_tags(book, event.tags)
+    leases = book.leases_of(session, event.tags)
+    _require_fits_device(book, session, event, leases)
+    if all(lease.lock is None and not lease.absent_bytes for lease in leases):
+        book.reply(event.call.call, bring_back(book, leases))
+        return
+    require_few_waits(book, session)
+    found = None
+    if not event.wait and all(lease.lock is None for lease in leases):
+        found = _certain_plan(book, session, event, leases)
+    demand = Comeback(leases={lease.lease: None for lease in leases})
+    ticket = open_ticket(book, session, demand, event.call.call, event.deadline, certain=not event.wait)
+    for lease in leases:
+        lease.comebacks[ticket.ticket] = None
+    if found is not None:
+        hold.admit(book, ticket, found)
+    else:
+        insort(book.queue, ticket.ticket)
+        book.supply_grew = True
+
+
+def _require_fits_device(book: Book, session: Session, event: Resume, leases: list[Lease]) -> None:
+    total_bytes = sum(lease.total_bytes for lease in leases)
+    if total_bytes > book.limits.capacity_bytes:
+        raise out_of_device_memory(book, total_bytes, f"{session.name}/{','.join(event.tags)}")
+
+
+def _certain_plan(book: Book, session: Session, event: Resume, leases: list[Lease]) -> Plan:
+    named = {lease.lease: None for lease in leases}
+    need = Need(parts=hold.absent_parts(book, named), domain=session.peer.domain, spared=named.keys())
+    found = scheduler.plan(need, book.supply(), Reach.ALL)
+    if found is None:
+        needed_bytes = sum(lease.absent_bytes for lease in leases)
+        raise out_of_device_memory(book, needed_bytes, f"{session.name}/{','.join(event.tags)}")
+    return found
+
+
+def expire(book: Book, ticket: Ticket) -> None:
+    """Refuse a ticket whose deadline has passed: for want of room, or for a peer that has not let go."""
+    needed_bytes = hold.needed_bytes(book, ticket)
+    label = hold.label(book, ticket)
+    if ticket.stage is Stage.QUEUED:
+        withdraw(book, ticket, out_of_device_memory(book, needed_bytes, label))
+        return
+    late = promisers(book, ticket)
+    who = ", ".join(f"{one.session}/{one.tag}" for one in late) or "the driver"
+    error = WaitExpired(
+        message=f"{label} was waiting for {who} to let go of its memory when its time was up",
+        requested_bytes=needed_bytes,
+        holders=late,
+    )
+    withdraw(book, ticket, error)
+
+
+def promisers(book: Book, ticket: Ticket) -> tuple[Holder, ...]:
+    """Return who has yet to let go of what this ticket was promised; its own leases too, if they are on their way
+    out.
+    """
+    promised: dict[Lease, int] = {}
+    for number in (*ticket.hold.exact, *ticket.hold.melting):
+        frame = book.frame(number)
+        if frame.lease is not None:
+            lease = book.leases[frame.lease]
+            promised[lease] = promised.get(lease, 0) + frame.size_bytes
+    for lease in (book.leases[number] for number in ticket.leases):
+        if isinstance(ticket.demand, Comeback) and not lease.settled:
+            promised.setdefault(lease, lease.device_bytes)
+    return tuple(book.holder(lease, size_bytes) for lease, size_bytes in promised.items())

@@ -1,0 +1,142 @@
+"""The end of every event: tickets go as far as they can, the pool is held to its size, and the change is published."""
+
+from vrambroker.broker.core import grant, hold, scheduler
+from vrambroker.broker.core.book import Book, Told
+from vrambroker.broker.core.effects import Kind, Publish
+from vrambroker.broker.core.ids import LeaseId
+from vrambroker.broker.core.lending import out_of_device_memory, withdraw
+from vrambroker.broker.core.scheduler import Reach
+from vrambroker.broker.core.ticket import Stage, Ticket
+
+Totals = tuple[int, int, int, int]
+
+
+def totals(book: Book) -> Totals:
+    ledger = book.ledger
+    return ledger.lent_bytes, ledger.free_bytes, ledger.held_bytes, book.arena.used_bytes
+
+
+def settle(book: Book, before: Totals) -> None:
+    """Follow what the event has stirred until nothing moves any more, then publish what has changed."""
+    while book.stirred or book.supply_grew:
+        _progress_stirred(book)
+        if book.supply_grew:
+            book.supply_grew = False
+            _admit_queued(book)
+    _trim_pool(book)
+    _publish_leases(book)
+    after = totals(book)
+    if after != before:
+        _publish_device(book, after)
+
+
+def _progress_stirred(book: Book) -> None:
+    while book.stirred:
+        number = next(iter(book.stirred))
+        del book.stirred[number]
+        ticket = book.tickets.get(number)
+        if ticket is not None:
+            grant.progress(book, ticket)
+
+
+def _admit_queued(book: Book) -> None:
+    """Admit waiting tickets, first come first served; past the first that can't be, only what fits in what is free."""
+    reach = Reach.ALL
+    for number in tuple(book.queue):
+        ticket = book.tickets.get(number)
+        if ticket is None or ticket.stage is not Stage.QUEUED or _being_resumed(book, ticket):
+            continue
+        if not _admit(book, ticket, Reach.ALL if ticket.certain else reach):
+            if ticket.certain:
+                label = hold.label(book, ticket)
+                withdraw(book, ticket, out_of_device_memory(book, hold.needed_bytes(book, ticket), label))
+            else:
+                reach = Reach.FREE
+
+
+def _being_resumed(book: Book, ticket: Ticket) -> bool:
+    """Another ticket is bringing one of its leases back already; what this one needs is known after that."""
+    return any(book.leases[lease].lock is not None for lease in ticket.leases)
+
+
+def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:
+    supply = book.supply()
+    if hold.needed_bytes(book, ticket) > supply.reachable_bytes(reach, frozenset(ticket.leases)):
+        return False
+    found = scheduler.plan(hold.need_of(book, ticket), supply, reach)
+    if found is None:
+        return False
+    book.queue.remove(ticket.ticket)
+    hold.admit(book, ticket, found)
+    return True
+
+
+def _trim_pool(book: Book) -> None:
+    """Destroy the frames that nobody took and that there is no room for in the pool."""
+    for frame in list(book.ledger.pool) if book.ledger.pool.size_bytes > book.limits.pool_bytes_max else []:
+        if book.ledger.pool.size_bytes > book.limits.pool_bytes_max:
+            hold.destroy(book, frame)
+
+
+def _publish_leases(book: Book) -> None:
+    """Publish one line for each lease whose state or bytes the event has changed."""
+    touched, book.touched = book.touched, {}
+    for number, why in touched.items():
+        lease = book.leases.get(number)
+        if lease is None:
+            _publish_gone(book, number, why)
+            continue
+        book.device_holdings.update(number, lease.device_bytes)
+        book.host_holdings.update(number, lease.host_bytes)
+        before = book.told.get(number)
+        now = Told(
+            session=book.name_of(lease.session),
+            tag=lease.tag,
+            state=lease.state,
+            device_bytes=lease.device_bytes,
+            host_bytes=lease.host_bytes,
+        )
+        if before == now:
+            continue
+        if before is None or before.state is not now.state:
+            lease.since = book.now
+        book.told[number] = now
+        _publish_lease(book, number, now, why)
+
+
+def _publish_gone(book: Book, number: LeaseId, why: str) -> None:
+    book.device_holdings.update(number, 0)
+    book.host_holdings.update(number, 0)
+    before = book.told.pop(number, None)
+    if before is not None:
+        gone = Told(session=before.session, tag=before.tag, state=None, device_bytes=0, host_bytes=0)
+        _publish_lease(book, number, gone, why)
+
+
+def _publish_lease(book: Book, number: LeaseId, now: Told, why: str) -> None:
+    line = Publish(
+        kind=Kind.LEASE_CHANGED,
+        at=book.now,
+        why=why,
+        session=now.session,
+        tag=now.tag,
+        lease=number,
+        state=now.state,
+        device_bytes=now.device_bytes,
+        host_bytes=now.host_bytes,
+    )
+    book.emit(line)
+
+
+def _publish_device(book: Book, after: Totals) -> None:
+    lent_bytes, free_bytes, held_bytes, host_bytes = after
+    line = Publish(
+        kind=Kind.DEVICE_CHANGED,
+        at=book.now,
+        why="memory has changed hands",
+        lent_bytes=lent_bytes,
+        free_bytes=free_bytes,
+        held_bytes=held_bytes,
+        host_bytes=host_bytes,
+    )
+    book.emit(line)

@@ -1,0 +1,115 @@
+"""A ticket: a demand for frames with a deadline. Its hold: what is set aside for it, in hand or promised.
+
+A ticket is queued and holds nothing, or admitted and its hold covers everything it needs; there is nothing in
+between. The hold is exact: each frame that the ticket needs is in hand, being made, promised as it is, or to be made
+out of capacity that is reserved or that promised frames will leave behind.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from vrambroker.broker.core.ids import CallId, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
+
+
+def compose(size_bytes: int, sizes_bytes: tuple[int, ...]) -> dict[int, int]:
+    """Return how many frames of each size make up at least this much: as many of the largest as fit, then smaller
+    ones.
+    """
+    smallest = sizes_bytes[0]
+    rest = -(-size_bytes // smallest) * smallest
+    parts: dict[int, int] = {}
+    for size in reversed(sizes_bytes):
+        if rest >= size:
+            parts[size], rest = divmod(rest, size)
+    return parts
+
+
+def bytes_of(parts: Mapping[int, int]) -> int:
+    """Return what so many frames of each size come to."""
+    return sum(size * number for size, number in parts.items())
+
+
+class Stage(Enum):
+    """CLAIMABLE: answered with a claim, frames in hand. UNDOING: refused; what had been granted is on its way back."""
+
+    QUEUED = "queued"
+    ADMITTED = "admitted"
+    CLAIMABLE = "claimable"
+    GRANTED = "granted"
+    UNDOING = "undoing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """New slots for one lease."""
+
+    lease: LeaseId
+    parts: dict[int, int]
+    claimed: bool
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Comeback:
+    """Every absent slot of these leases."""
+
+    leases: dict[LeaseId, None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Hold:
+    """`exact`: promised, and of use as they are. `melting`: promised for their bytes; destroyed as soon as they are
+    back.
+    """
+
+    in_hand: dict[int, list[FrameId]] = field(default_factory=dict[int, list[FrameId]])
+    creating: dict[FrameId, None] = field(default_factory=dict[FrameId, None])
+    exact: dict[FrameId, None] = field(default_factory=dict[FrameId, None])
+    melting: dict[FrameId, None] = field(default_factory=dict[FrameId, None])
+    to_create: dict[int, int] = field(default_factory=dict[int, int])
+    reserved_bytes: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Everything is in hand."""
+        return not (self.creating or self.exact or self.melting or self.to_create)
+
+    @property
+    def in_hand_bytes(self) -> int:
+        return sum(size * len(frames) for size, frames in self.in_hand.items())
+
+    def take_in_hand(self, frame: FrameId, size_bytes: int) -> None:
+        self.in_hand.setdefault(size_bytes, []).append(frame)
+
+    def frames_in_hand(self) -> Iterator[FrameId]:
+        for frames in self.in_hand.values():
+            yield from frames
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ticket:
+    """`certain`: it is refused rather than made to wait for anybody's goodwill.
+
+    `slots`: what was granted under it and is not settled yet; `outstanding`: those of them that have not arrived.
+    """
+
+    ticket: TicketId
+    session: SessionId
+    demand: Growth | Comeback
+    since: Instant
+    deadline: Instant
+    certain: bool
+    call: CallId | None
+    claim: int | None = None
+    stage: Stage = Stage.QUEUED
+    hold: Hold = field(default_factory=Hold)
+    slots: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
+    outstanding: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
+
+    @property
+    def leases(self) -> tuple[LeaseId, ...]:
+        match self.demand:
+            case Growth(lease=lease):
+                return (lease,)
+            case Comeback(leases=leases):
+                return tuple(leases)

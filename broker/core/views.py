@@ -1,0 +1,105 @@
+"""The snapshot, drawn from the book."""
+
+from vrambroker.broker.core import hold, resuming
+from vrambroker.broker.core.arena import FileState
+from vrambroker.broker.core.book import Book
+from vrambroker.broker.core.errors import Holder
+from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.session import Session
+from vrambroker.broker.core.snapshot import (
+    ArenaFileView,
+    FrameView,
+    LeaseView,
+    SessionView,
+    SlotView,
+    Snapshot,
+    TicketView,
+)
+from vrambroker.broker.core.ticket import Stage, Ticket
+
+
+def snapshot(book: Book) -> Snapshot:
+    """Return everything that the book knows."""
+    ledger = book.ledger
+    frames = tuple(
+        FrameView(frame=frame.frame, size_bytes=frame.size_bytes, domain=frame.domain, place=frame.place)
+        for frame in ledger.frames.values()
+    )
+    live = [_session(book, session, ended=False) for session in book.sessions.live.values()]
+    ended = [_session(book, gone.session, ended=True) for gone in book.sessions.ended.values()]
+    return Snapshot(
+        capacity_bytes=ledger.capacity_bytes,
+        lent_bytes=ledger.lent_bytes,
+        held_bytes=ledger.held_bytes,
+        free_bytes=ledger.free_bytes,
+        peak_lent_bytes=ledger.peak_lent_bytes,
+        host_budget_bytes=book.arena.budget_bytes,
+        host_used_bytes=book.arena.size_bytes,
+        draining=book.draining,
+        next_id=book.next_id,
+        frames=frames,
+        sessions=(*live, *ended),
+        queue=tuple(_ticket(book, ticket) for ticket in book.tickets.values() if ticket.stage is not Stage.UNDOING),
+        arena=tuple(
+            ArenaFileView(
+                file=file.file,
+                domain=file.domain,
+                size_bytes=file.size_bytes,
+                used_bytes=file.used_bytes,
+                ready=file.state is FileState.READY,
+            )
+            for file in book.arena.files.values()
+        ),
+    )
+
+
+def _session(book: Book, session: Session, *, ended: bool) -> SessionView:
+    leases = () if ended else tuple(_lease(book.leases[lease]) for lease in session.leases)
+    return SessionView(
+        session=session.session,
+        name=session.name,
+        peer=session.peer,
+        token=session.token,
+        ended=ended,
+        connected=not ended and session.connection is not None,
+        leases=leases,
+    )
+
+
+def _lease(lease: Lease) -> LeaseView:
+    slots = tuple(
+        SlotView(slot=slot.slot, size_bytes=slot.size_bytes, state=slot.state, frame=slot.frame, extent=slot.extent)
+        for slot in lease.slots.values()
+    )
+    return LeaseView(
+        lease=lease.lease,
+        tag=lease.tag,
+        contents=lease.contents,
+        state=lease.state,
+        paused=lease.paused,
+        since=lease.since,
+        device_bytes=lease.device_bytes,
+        host_bytes=lease.host_bytes,
+        slots=slots,
+    )
+
+
+def _ticket(book: Book, ticket: Ticket) -> TicketView:
+    promised = (*ticket.hold.exact, *ticket.hold.melting)
+    return TicketView(
+        ticket=ticket.ticket,
+        session=book.name_of(ticket.session),
+        tags=tuple(dict.fromkeys(book.leases[lease].tag for lease in ticket.leases)),
+        size_bytes=hold.needed_bytes(book, ticket),
+        in_hand_bytes=ticket.hold.in_hand_bytes,
+        promised_bytes=sum(book.frame(frame).size_bytes for frame in promised),
+        admitted=ticket.stage is not Stage.QUEUED,
+        since=ticket.since,
+        deadline=ticket.deadline,
+        waits_for=_waits_for(book, ticket),
+    )
+
+
+def _waits_for(book: Book, ticket: Ticket) -> tuple[Holder, ...]:
+    """Return who could give what is missing: those who promised it, or else all who have any."""
+    return book.holders() if ticket.stage is Stage.QUEUED else resuming.promisers(book, ticket)

@@ -1,0 +1,221 @@
+"""The daemon: puts the core, the runtime and the adapters together, runs them, and takes them apart again.
+
+The only file that knows everybody. It ends in one of two ways: a signal drains it (new work is refused, the sessions
+are told, what is under way gets a moment), or a bug ends it at once, after it has written down what it knew.
+"""
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import uvloop
+from vrambroker.broker.adapters.arena import HostArena
+from vrambroker.broker.adapters.calls import Calls
+from vrambroker.broker.adapters.clock import MonotonicClock
+from vrambroker.broker.adapters.device_lock import DeviceLock
+from vrambroker.broker.adapters.dump import write_dump
+from vrambroker.broker.adapters.handles import Greeting, HandleServer
+from vrambroker.broker.adapters.history import History
+from vrambroker.broker.adapters.host_frames import FRAME_SIZES_BYTES, HostFrames
+from vrambroker.broker.adapters.messages import Here, status_of
+from vrambroker.broker.adapters.notify import notify
+from vrambroker.broker.adapters.roster import Roster
+from vrambroker.broker.adapters.rpc import BrokerService
+from vrambroker.broker.adapters.rpc_server import RpcServer
+from vrambroker.broker.adapters.run_dir import DeviceFolder
+from vrambroker.broker.adapters.workers import Workers
+from vrambroker.broker.config import Config
+from vrambroker.broker.core.broker import Broker
+from vrambroker.broker.core.events import Drain
+from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.snapshot import Snapshot
+from vrambroker.broker.runtime import Bug, Runtime, World
+from vrambroker.v1 import broker_pb2 as v1
+
+log = logging.getLogger(__name__)
+
+DRAIN_GRACE_S = 5.0
+STOP_GRACE_S = 0.5
+
+
+def serve(config: Config) -> None:
+    """Serve a device until SIGTERM or SIGINT.
+
+    Raises `DeviceBusy` if another daemon has it, `InvalidArgument` if the run directory can't be used, and
+    SystemExit(1) after a bug.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _raise_fd_limit()
+    with ExitStack() as stack:
+        lock = DeviceLock(config.device)
+        stack.callback(lock.close)
+        folder = DeviceFolder(config.run_dir, config.device)
+        stack.callback(folder.remove)
+        bug = uvloop.run(_Daemon(config, folder).run())
+    if bug is not None:
+        raise SystemExit(1)
+
+
+def version() -> str:
+    """Return the version of the package, or of a source tree that was never installed."""
+    try:
+        return metadata.version("vrambroker")
+    except metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def _raise_fd_limit() -> None:
+    """Allow as many fds as we may have: each frame is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """Everything that has to be taken apart, in this order."""
+
+    rpc: RpcServer
+    handles: HandleServer
+    roster: Roster
+    runtime: Runtime
+    frames: HostFrames
+    arena: HostArena
+    calls: Calls
+    history: History
+
+
+class _Daemon:
+    def __init__(self, config: Config, folder: DeviceFolder) -> None:
+        self._config = config
+        self._folder = folder
+        self._version = version()
+        self._stop = asyncio.Event()
+        self._bug: Bug | None = None
+
+    async def run(self) -> Bug | None:
+        """Run until told to stop; returns the bug that ended it, if one did."""
+        loop = asyncio.get_running_loop()
+        parts = self._compose()
+        loop.set_exception_handler(lambda _, context: self._unexpected(parts.runtime, context))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await parts.rpc.start(self._folder.rpc, self._folder.admit)
+            log.info("serving %s in %s", self._config.device, self._folder.path)
+            notify("READY=1")
+            await self._stop.wait()
+            notify("STOPPING=1")
+            if self._bug is None:
+                await self._drain(parts)
+        finally:
+            await self._close(parts)
+        return self._bug
+
+    def _compose(self) -> _Parts:
+        config, clock = self._config, MonotonicClock()
+        limits = Limits(
+            capacity_bytes=config.capacity_bytes,
+            frame_sizes_bytes=FRAME_SIZES_BYTES,
+            host_budget_bytes=config.host_budget_bytes,
+            arena_file_bytes=config.arena_file_bytes,
+        )
+        runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
+        frames = HostFrames(deliver=runtime.deliver, device_bytes=config.device_bytes)
+        arena = HostArena(deliver=runtime.deliver)
+        workers = Workers(frames=frames, arena=arena)
+        roster = Roster(submit=runtime.submit, on_gone=workers.gone)
+        calls, history = Calls(), History()
+        here = Here(device=config.device, version=self._version, pid=os.getpid())
+
+        def status() -> v1.Status:
+            return status_of(runtime.snapshot(), here=here, foreign_bytes=frames.foreign_bytes(), now=clock.now())
+
+        rpc = BrokerService(
+            roster=roster,
+            calls=calls,
+            history=history,
+            submit=runtime.submit,
+            now=clock.now,
+            status=status,
+            broken=runtime.broken,
+        )
+        handles = HandleServer(
+            listener=self._folder.listen(),
+            greeting=Greeting(
+                device=config.device,
+                version=self._version,
+                capacity_bytes=config.capacity_bytes,
+                frame_sizes_bytes=frames.sizes_bytes(),
+            ),
+            may_connect=self._folder.may_connect,
+            roster=roster,
+            workers=workers,
+            calls=calls,
+            submit=runtime.submit,
+            now=clock.now,
+        )
+        runtime.start(World(frames=frames, arena=arena, peers=workers, answers=calls, observers=(history,)))
+        return _Parts(
+            rpc=RpcServer(rpc),
+            handles=handles,
+            roster=roster,
+            runtime=runtime,
+            frames=frames,
+            arena=arena,
+            calls=calls,
+            history=history,
+        )
+
+    async def _drain(self, parts: _Parts) -> None:
+        """Refuse new work, tell everybody, and let what is under way finish, within bounds."""
+        log.info("draining: %d calls under way", len(parts.calls))
+        parts.runtime.submit(Drain())
+        await parts.rpc.drain()
+        try:
+            await asyncio.wait_for(parts.calls.idle(), DRAIN_GRACE_S)
+        except TimeoutError:
+            log.warning("%d calls are cut off", len(parts.calls))
+
+    async def _close(self, parts: _Parts) -> None:
+        parts.history.close()
+        await parts.rpc.stop(STOP_GRACE_S)
+        parts.runtime.stop()
+        parts.handles.close()
+        parts.roster.close()
+        parts.frames.close()
+        parts.arena.close()
+
+    def _ended_by(self, runtime: Runtime, bug: Bug) -> None:
+        """Write down what is known, and end."""
+        self._bug = bug
+        self._stop.set()
+        log.critical("a bug ends the daemon, while handling %r", bug.event, exc_info=bug.error)
+        try:
+            path = write_dump(self._folder.path, event=bug.event, error=bug.error, snapshot=_last_words(runtime))
+        except OSError as error:
+            log.critical("what it knew can't be written down: %s", error)
+        else:
+            log.critical("what it knew is in %s", path)
+
+    def _unexpected(self, runtime: Runtime, context: dict[str, Any]) -> None:
+        """End the daemon for whatever a callback raised."""
+        error = context.get("exception")
+        if error is None or isinstance(error, BlockingIOError):
+            # grpc.aio's poller reports a spurious wake-up this way (grpc issue 25364); nothing was lost.
+            log.debug("the loop reports: %s", context.get("message"))
+            return
+        runtime.broken(error)
+
+
+def _last_words(runtime: Runtime) -> Snapshot | None:
+    """Return what the core knows, if it can still say."""
+    try:
+        return runtime.snapshot()
+    except Exception:  # noqa: BLE001  the ledger is broken already; the traceback of that bug is what matters
+        return None

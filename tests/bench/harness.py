@@ -1,0 +1,113 @@
+"""What the benchmarks share: a daemon for the time of a run, native calls without torch, medians, and where results go."""
+
+import ctypes
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vrambroker.client.native import Client, Lease, library
+
+RESULTS = Path(__file__).parent / "results"
+DEADLINE_S = 60.0
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One figure. `prediction` was written before the run; `floor` is the physical limit, `incumbent` the other library."""
+
+    name: str
+    what: str
+    value: float
+    unit: str
+    prediction: float
+    floor: float | None = None
+    incumbent: float | None = None
+
+
+def write_results(file: str, device: str, driver: str, results: list[Result]) -> None:
+    """Write one file under `results/`, from which README's table is made."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {
+        "device": device,
+        "driver": driver,
+        "date": datetime.now(UTC).date().isoformat(),
+        "results": [asdict(result) for result in results],
+    }
+    (RESULTS / file).write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def daemon(device: str, capacity: str, host_budget: str) -> Iterator[Path]:
+    """Run a daemon and yield the handle socket's path; ends it and waits."""
+    with tempfile.TemporaryDirectory(prefix="vrb-bench-") as run_dir:
+        command = [sys.executable, "-m", "vrambroker.broker.cli", "serve", "--device", device, "--run-dir", run_dir]
+        process = subprocess.Popen([*command, "--capacity", capacity, "--host-budget", host_budget])
+        try:
+            socket = Path(run_dir) / device / "handles.sock"
+            wait_until(socket.exists)
+            yield socket
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(DEADLINE_S)
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    """Wait until the claim holds; raises TimeoutError at the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not claim():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the daemon did not come up")
+        time.sleep(0.005)
+
+
+def attach(socket: Path, name: str) -> Client:
+    """Attach this process to the daemon at the socket."""
+    return Client(socket_path=str(socket), name=name, device="host", version="bench", timeout_s=DEADLINE_S)
+
+
+class Memory:
+    """`vrb_malloc` and `vrb_free` on one lease, as torch's allocator calls them."""
+
+    def __init__(self, client: Client, lease: Lease) -> None:
+        self._client = client._handle
+        self._lease = lease._handle
+        self._malloc = library().vrb_malloc
+        self._malloc.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
+        self._free = library().vrb_free
+        self._free.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+
+    def malloc(self, size_bytes: int) -> int:
+        pointer = ctypes.c_void_p()
+        if self._malloc(self._lease, size_bytes, 10_000, ctypes.byref(pointer), None) or pointer.value is None:
+            raise MemoryError(f"{size_bytes} bytes refused")
+        return pointer.value
+
+    def free(self, pointer: int) -> None:
+        if self._free(self._client, pointer, None):
+            raise ValueError("the pointer was refused")
+
+
+def median_seconds(work: Callable[[], object], rounds: int) -> float:
+    """Return the median time of one round."""
+    times: list[float] = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def cpu_name() -> str:
+    """Return what the machine is, without naming it."""
+    return f"host, {os.cpu_count()} cores, Linux {os.uname().release.split('-')[0]}"

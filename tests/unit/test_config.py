@@ -1,0 +1,70 @@
+"""Words to numbers, and clear refusals."""
+
+from pathlib import Path
+
+import pytest
+
+from vrambroker.broker.config import GRAIN_BYTES, Config, default_run_dir, parse_device, parse_size
+from vrambroker.broker.core.errors import InvalidArgument
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("1", 1),
+        ("4096B", 4096),
+        ("96MiB", 96 << 20),
+        ("1.5GiB", 3 << 29),
+        (" 2 TiB ", 2 << 40),
+        ("0.1KiB", 102),
+    ],
+)
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert parse_size(text, "capacity") == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "1GB", "1gib", "-1MiB", "0", "0.0GiB", "1e9", "1" * 5_000, "1,5GiB", "nan"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse_size(text, "capacity")
+    assert caught.value.argument == "capacity"
+
+
+@pytest.mark.parametrize(("text", "device"), [("host", "host:0"), ("host:0", "host:0"), ("host:17", "host:17")])
+def test_devices(text: str, device: str) -> None:
+    assert parse_device(text) == device
+
+
+@pytest.mark.parametrize("text", ["cuda:0", "cuda", "GPU-8a2b5a3e-0b5f-4d5e-9b1a-0d6c1c2f3a4b"])
+def test_cuda_is_not_here_yet(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="not in this version"):
+        parse_device(text)
+
+
+@pytest.mark.parametrize("text", ["", "host:", "host:-1", "host:x", "../host", "host:1/2"])
+def test_no_devices(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_device(text)
+
+
+def test_defaults_leave_room(tmp_path: Path) -> None:
+    config = Config.of(run_dir=tmp_path)
+    assert config.capacity_bytes % GRAIN_BYTES == config.host_budget_bytes % GRAIN_BYTES == 0
+    assert config.device_bytes // 4 - GRAIN_BYTES < config.capacity_bytes <= config.device_bytes // 4
+    assert config.device_bytes // 2 - GRAIN_BYTES < config.host_budget_bytes <= config.device_bytes // 2
+
+
+def test_an_arena_file_is_no_larger_than_the_budget(tmp_path: Path) -> None:
+    assert Config.of(host_budget="6MiB", run_dir=tmp_path).arena_file_bytes == 6 << 20
+
+
+@pytest.mark.parametrize("capacity", ["1MiB", "4096TiB"])
+def test_a_capacity_beyond_reason_is_refused(capacity: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Config.of(capacity=capacity, run_dir=tmp_path)
+    assert caught.value.argument == "capacity"
+
+
+def test_the_run_directory_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VRAMBROKER_RUN_DIR", "/somewhere")
+    assert default_run_dir() == Path("/somewhere")
