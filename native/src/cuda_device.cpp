@@ -1,3 +1,4 @@
+// A GPU as a device: which one it is, its context for the length of a call, and lanes as streams.
 #include "cuda_device.h"
 
 #include <algorithm>

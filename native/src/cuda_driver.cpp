@@ -1,3 +1,4 @@
+// Where libcuda is found, once for the process.
 #include "cuda_driver.h"
 
 #include "status.h"

@@ -1,3 +1,4 @@
+// Which device a name means.
 #include "device.h"
 
 #include <utility>

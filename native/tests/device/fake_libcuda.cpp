@@ -345,6 +345,7 @@ API Result cuMemImportFromShareableHandle(Pointer *handle, void *fd, int) {
 API Result cuMemAddressReserve(Pointer *at, std::size_t size_bytes, std::size_t alignment, Pointer, unsigned long long) {
   const Lock lock(books().mutex);
   if (const Result result = planned("cuMemAddressReserve")) return result;
+  alignment = std::max<std::size_t>(alignment, GRANULARITY);
   const std::size_t whole = size_bytes + alignment;
   if (size_bytes == 0 || size_bytes % GRANULARITY != 0 || whole < size_bytes) return INVALID_VALUE;
   void *raw = ::mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
