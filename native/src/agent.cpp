@@ -176,14 +176,21 @@ void Agent::answered(const FromDaemon &record) {
   const std::lock_guard lock(book_.mutex);
   if (const auto *done = std::get_if<record::Done>(&record)) {
     number = done->request;
-    book_.requests.answer(*done);
+    stop_expecting(book_.requests.answer(*done));
   } else if (const auto *error = std::get_if<record::Error>(&record)) {
     number = error->request;
-    book_.requests.answer(*error);
+    stop_expecting(book_.requests.answer(*error));
   } else {
     book_.draining = true;
   }
   if (number != 0 && number == bye_request_) finish();
+}
+
+// What a growth that was given up has brought is swept; from now on, slots that come unasked are somebody's own wish.
+void Agent::stop_expecting(const std::shared_ptr<Request> &request) {
+  if (request == nullptr || request->given_up_by == nullptr) return;
+  --request->given_up_by->given_up;
+  book_.want_sweep(*request->given_up_by);
 }
 
 // The session is over: nothing is left that the daemon could ask for. Called under the book's mutex.

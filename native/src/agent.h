@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -37,6 +38,7 @@ class Agent {
   Outcome read_packets();
   Outcome obey(FromDaemon &record, std::vector<Fd> fds);
   void answered(const FromDaemon &record);
+  void stop_expecting(const std::shared_ptr<Request> &request);
   void say_goodbye_if_done();
   void disconnect();
   void try_to_reconnect();

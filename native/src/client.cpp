@@ -73,11 +73,12 @@ Client::Client(const ConnectOptions &options, Connection connection, std::unique
   agent_.start(std::move(connection.fd));
 }
 
-Client &Client::connect(const ConnectOptions &options) {
+Client &Client::connect(const ConnectOptions &options) { return connect(options, make_device(options.device)); }
+
+Client &Client::connect(const ConnectOptions &options, std::unique_ptr<Device> device) {
   if (!is_word(options.name)) throw invalid_argument("a name has 1 to 64 of the characters A-Z a-z 0-9 _ . : @ + -", options.name);
   if (!is_text(options.version, 63)) throw invalid_argument("a version is text of 1 to 63 bytes");
   open_registry();
-  std::unique_ptr<Device> device = make_device(options.device);
   const uint32_t timeout_ms = options.timeout_ms == 0 ? CONNECT_MS : options.timeout_ms;
   const record::Hello hello{PROTOCOL, ROLE_WORKER, {}, options.name, options.version};
   Connection connection = open_connection(options.path, hello, Clock::now() + milliseconds(timeout_ms));
@@ -109,7 +110,7 @@ std::vector<Tag *> Client::find_tags(const std::vector<std::string> &names) {
 
 // Sends a request and waits for its answer, without the lock. A request whose answer doesn't come in time goes on without us.
 template <class Record>
-record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms) {
+record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows) {
   if (book_.ended) throw wrong_state("the client is closed");
   const auto deadline = deadline_of(timeout_ms);
   const std::shared_ptr<Request> request = book_.requests.add(std::move(record), true);
@@ -120,8 +121,13 @@ record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms) {
   // Without a connection the agent sends it, as soon as there is one.
   if (book_.link == Link::up) channel_.send(request->packet);
   request->answered.wait_until(lock, deadline, [&] { return request->is_answered(); });
-  if (request->error) throw *request->error;
   if (request->done) return *request->done;
+  const bool is_open = !request->error || request->error->status == VRB_LOST;
+  if (is_open && grows != nullptr) {
+    request->given_up_by = grows;
+    ++grows->given_up;
+  }
+  if (request->error) throw *request->error;
   request->awaited = false;
   throw no_answer(timeout_ms == 0 ? UNBOUNDED_MS : timeout_ms + GRACE_MS);
 }
@@ -208,7 +214,7 @@ void Client::grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeou
   lease.growth = Growth{true, window->begin, window->begin, window->begin + window->need_bytes, {}};
   const record::Lease request{0, static_cast<uint8_t>(lease.contents), window->need_bytes, timeout_ms, lease.tag.name};
   try {
-    ask(lock, request, timeout_ms);
+    ask(lock, request, timeout_ms, &lease);
   } catch (const Error &) {
     end_growth(lease);
     throw;

@@ -32,6 +32,7 @@ class Client {
  public:
   // Attaches this process. Ownership: nobody's; it lives until the process ends.
   static Client &connect(const ConnectOptions &options);
+  static Client &connect(const ConnectOptions &options, std::unique_ptr<Device> device);
 
   // Whether this process was forked from the one that connected; then nothing else of the client may be touched.
   bool is_forked() const { return generation_ != process_generation(); }
@@ -63,7 +64,7 @@ class Client {
   std::vector<Tag *> find_tags(const std::vector<std::string> &names);
 
   template <class Record>
-  record::Done ask(Lock &lock, Record record, uint32_t timeout_ms);
+  record::Done ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows = nullptr);
 
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);

@@ -79,6 +79,7 @@ struct Lease {
   uint64_t number = 0;  // the daemon's; 0 while it knows nothing of it
   std::map<uint64_t, Slot> slots;
   Growth growth;
+  uint32_t given_up = 0;  // growths that nobody waits for any more, and that may still bring slots
   bool paused = false;
   bool resuming = false;  // the daemon says resident; stale slots are still being zeroed
   uint32_t zeroing = 0;

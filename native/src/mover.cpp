@@ -199,8 +199,10 @@ void Mover::settle(Lease &lease, Slot &slot) {
     Growth &growth = lease.growth;
     if (growth.active && slot.offset >= growth.begin && slot.offset < growth.end) {
       growth.arrived.push_back(slot.number);
-    } else {
+    } else if (lease.given_up > 0) {
       lease.range.open(slot.number);
+    } else {
+      lease.range.open_kept(slot.number);
     }
   }
   if (book_.closed || lease.range.is_empty(slot.number)) book_.want_sweep(lease);

@@ -97,6 +97,7 @@ std::vector<uint64_t> Mover::take_empty(Lease &lease) {
   const std::lock_guard lock(book_.mutex);
   std::vector<uint64_t> taken;
   if (lease.growth.active) return taken;
+  if (book_.closed) lease.range.release_kept();
   for (const uint64_t number : lease.range.empty()) {
     if (lease.slots.at(number).motion == Motion::none) taken.push_back(number);
   }

@@ -105,7 +105,10 @@ std::optional<uint64_t> Range::free(uint64_t offset) {
 
 void Range::mark_filled(uint64_t offset, uint64_t size_bytes) {
   auto it = std::prev(slot_at_.upper_bound(offset));
-  for (; it != slot_at_.end() && it->first < offset + size_bytes; ++it) empty_.erase(it->second);
+  for (; it != slot_at_.end() && it->first < offset + size_bytes; ++it) {
+    empty_.erase(it->second);
+    kept_.erase(it->second);
+  }
 }
 
 void Range::mark_emptied(uint64_t offset, uint64_t size_bytes) {
@@ -186,12 +189,23 @@ void Range::open(uint64_t slot) {
   empty_.insert(slot);
 }
 
+void Range::open_kept(uint64_t slot) {
+  open(slot);
+  if (empty_.erase(slot) != 0) kept_.insert(slot);
+}
+
+void Range::release_kept() {
+  empty_.insert(kept_.begin(), kept_.end());
+  kept_.clear();
+}
+
 void Range::shut(uint64_t slot) {
   Slot &it = slots_.at(slot);
   if (!it.open) return;
   it.open = false;
   cut_free(it.offset, it.size_bytes);
   empty_.erase(slot);
+  kept_.erase(slot);
 }
 
 void Range::remove(uint64_t slot) {

@@ -45,6 +45,10 @@ class Range {
 
   void place(uint64_t slot, uint64_t offset, uint64_t size_bytes);
   void open(uint64_t slot);
+  // Opens a slot that was not asked for by an allocation: it is none of the empty ones until one has been in it.
+  void open_kept(uint64_t slot);
+  // Counts them among the empty ones after all.
+  void release_kept();
   // Takes an empty slot's bytes out of what may be handed out, until it is opened again or removed.
   void shut(uint64_t slot);
   void remove(uint64_t slot);
@@ -83,6 +87,7 @@ class Range {
   Spans used_;
   Spans holes_;  // addresses without a slot
   std::set<uint64_t> empty_;
+  std::set<uint64_t> kept_;
   uint64_t allocated_bytes_ = 0;
   uint64_t free_bytes_ = 0;
   uint64_t slot_bytes_ = 0;

@@ -27,20 +27,20 @@ std::shared_ptr<Request> Requests::take(uint64_t number) {
   return request;
 }
 
-bool Requests::answer(const record::Done &done) {
+std::shared_ptr<Request> Requests::answer(const record::Done &done) {
   const auto request = take(done.request);
-  if (request == nullptr) return false;
+  if (request == nullptr) return request;
   request->done = done;
   request->answered.notify_all();
-  return true;
+  return request;
 }
 
-bool Requests::answer(const record::Error &error) {
+std::shared_ptr<Request> Requests::answer(const record::Error &error) {
   const auto request = take(error.request);
-  if (request == nullptr) return false;
+  if (request == nullptr) return request;
   request->error = Error(VRB_REFUSED, error.error, error.message, {}, error.detail.data);
   request->answered.notify_all();
-  return true;
+  return request;
 }
 
 void Requests::fail_awaited(const Error &error) {

@@ -13,11 +13,14 @@
 
 namespace vrb {
 
+struct Lease;
+
 // `awaited`: a thread waits for the answer. Requests that nobody waits for are kept only to be sent again.
 struct Request {
   uint64_t number = 0;
   Packet packet;
   bool awaited = false;
+  Lease *given_up_by = nullptr;  // asked for more, and waits for it no longer
   std::optional<record::Done> done;
   std::optional<Error> error;
   std::condition_variable answered;
@@ -35,9 +38,9 @@ class Requests {
     return keep(FromClient(std::move(record)), awaited);
   }
 
-  // Takes in an answer; one to an unknown request was given before, and is dropped. Returns whether it was known.
-  bool answer(const record::Done &done);
-  bool answer(const record::Error &error);
+  // Takes in an answer and returns its request; one to an unknown request was given before, and is dropped.
+  std::shared_ptr<Request> answer(const record::Done &done);
+  std::shared_ptr<Request> answer(const record::Error &error);
 
   // Answers all that are waited for with this error, and forgets them.
   void fail_awaited(const Error &error);

@@ -1,0 +1,317 @@
+// Frames that come and go under their addresses: recall, restore, what is freed meanwhile, and what fails.
+
+#include <cstring>
+
+#include "background.h"
+#include "check.h"
+#include "peer.h"
+#include "test_device.h"
+
+using namespace peer;
+using namespace vrb;
+
+namespace {
+
+constexpr uint64_t ARENA = 16 * MIB;
+
+// A client with a lease of one allocation over three frames (slots 4, 5, 6 of lease 3) and an arena file, number 9.
+struct Stage {
+  explicit Stage(vrb_contents contents = VRB_KEEP) : rig(peer) {
+    lease = open_lease(rig.client, "weights", contents);
+    Background growing([&] { pointer = static_cast<char *>(allocate(lease, 3 * FRAME)); });
+    peer.serve_lease(3, {{4}, {5}, {6}});
+    growing.join();
+    for (int i = 0; i < 3; ++i) std::memset(pointer + static_cast<std::size_t>(i) * FRAME, 'a' + i, FRAME);
+    peer.arena(9, ARENA);
+  }
+
+  void pause() {
+    Background pausing([&] { CHECK_OK(peer::pause(rig.client, {"weights"})); });
+    const auto asked = peer.expect<record::Pause>();
+    peer.state(3, true);
+    peer.done(asked.request);
+    pausing.join();
+  }
+
+  // Sees LEFT for these slots, in whatever parts.
+  void expect_left(std::vector<uint64_t> slots) {
+    while (!slots.empty()) {
+      const auto left = peer.expect<record::Left>();
+      CHECK_EQ(left.failure, "");
+      for (const uint64_t slot : left.slots) {
+        const auto found = std::find(slots.begin(), slots.end(), slot);
+        CHECK(found != slots.end());
+        slots.erase(found);
+      }
+    }
+  }
+
+  void resumed() {
+    peer.state(3, false);
+    peer.send(record::PauseOrder{99, {"none"}});
+    peer.expect<record::Busy>();
+    CHECK(!is_paused(rig.client, "weights"));
+  }
+
+  Peer peer;
+  Rig rig;
+  vrb_lease *lease = nullptr;
+  char *pointer = nullptr;
+};
+
+std::string text(const char *at, std::size_t size) { return {at, size}; }
+
+}  // namespace
+
+TEST(motion, contents_survive_a_recall) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, SLOT_PARK, 9, 3 * MIB}, {6, SLOT_PARK, 9, 8 * MIB}});
+  stage.expect_left({4, 5, 6});
+  CHECK(!is_readable(stage.pointer) && !is_readable(stage.pointer + 3 * FRAME - 1));
+  CHECK_EQ(stats(stage.rig.client).mapped_bytes, uint64_t{0});
+  CHECK_EQ(stats(stage.rig.client).copied_out_bytes, 3 * FRAME);
+  CHECK_EQ(stats(stage.rig.client).allocated_bytes, 3 * FRAME);
+  stage.peer.lend(3, "weights", 1, {{6, FRAME, SLOT_RESTORE | SLOT_DIRTY, 9, 8 * MIB}, {4, FRAME, SLOT_RESTORE, 9, 0}});
+  stage.peer.lend(3, "weights", 1, {{5, FRAME, SLOT_RESTORE, 9, 3 * MIB}});
+  stage.resumed();
+  for (int i = 0; i < 3; ++i) {
+    const std::size_t at = static_cast<std::size_t>(i) * FRAME;
+    CHECK_EQ(text(stage.pointer + at, 2), std::string(2, static_cast<char>('a' + i)));
+    CHECK(std::memcmp(stage.pointer + at, stage.pointer + at + 1, FRAME - 1) == 0);
+  }
+  CHECK_EQ(stats(stage.rig.client).copied_in_bytes, 3 * FRAME);
+}
+
+TEST(motion, a_recall_without_park_only_unmaps) {
+  Stage stage(VRB_DROP);
+  stage.pause();
+  stage.peer.recall(3, {{5, 0, 0, 0}});
+  stage.expect_left({5});
+  CHECK(is_readable(stage.pointer) && !is_readable(stage.pointer + FRAME) && is_readable(stage.pointer + 2 * FRAME));
+  CHECK_EQ(stats(stage.rig.client).copied_out_bytes, uint64_t{0});
+  stage.peer.lend(3, "weights", 2, {{5}});
+  CHECK(is_readable(stage.pointer + FRAME));
+}
+
+TEST(motion, memory_in_use_is_not_given_up) {
+  Stage stage;
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  const auto left = stage.peer.expect<record::Left>();
+  CHECK(left.slots == std::vector<uint64_t>{4});
+  CHECK(!left.failure.empty());
+  CHECK_EQ(text(stage.pointer, 1), "a");
+}
+
+TEST(motion, orders_that_come_twice_are_answered_twice) {
+  Stage stage;
+  const std::size_t fds = count_fds();
+  stage.peer.lend(3, "weights", 1, {{4}, {5}});
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(text(stage.pointer, 1), "a");
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.expect_left({4});
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {77, 0, 0, 0}});
+  stage.expect_left({4, 77});
+  stage.peer.recall(1234, {{1, 0, 0, 0}});
+  stage.expect_left({1});
+}
+
+TEST(motion, a_free_in_mid_recall_waits_for_its_end) {
+  Stage stage;
+  stage.pause();
+  stage.rig.device->hold_copies();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, 0, 0, 0}});
+  stage.rig.device->wait_for_copy();
+  release(stage.rig.client, stage.pointer);
+  // 5 and 6 are free and at rest; 4 is being copied out, and goes only when that is over.
+  stage.expect_left({5});
+  CHECK(stage.peer.expect<record::Return>().slots == (std::vector<uint64_t>{5, 6}));
+  CHECK(is_readable(stage.pointer));
+  stage.rig.device->let_copies_go();
+  stage.expect_left({4});
+  CHECK(stage.peer.expect<record::Return>().slots == std::vector<uint64_t>{4});
+  CHECK_EQ(stats(stage.rig.client).mapped_bytes, uint64_t{0});
+}
+
+TEST(motion, a_recall_in_mid_arrival_waits_for_its_end) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.expect_left({4});
+  stage.rig.device->hold_copies();
+  const uint64_t batch = stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  CHECK_EQ(stage.peer.expect<record::Taken>().batch, batch);
+  stage.rig.device->wait_for_copy();
+  stage.peer.recall(3, {{4, 0, 0, 0}});
+  stage.peer.send(record::PauseOrder{99, {"none"}});
+  stage.peer.expect<record::Busy>();
+  stage.rig.device->let_copies_go();
+  CHECK_EQ(stage.peer.expect<record::Arrived>().slots.front(), uint64_t{4});
+  stage.expect_left({4});
+  CHECK(!is_readable(stage.pointer));
+}
+
+TEST(motion, what_is_parked_is_returned_without_coming_back) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, SLOT_PARK, 9, FRAME}, {6, SLOT_PARK, 9, 2 * FRAME}});
+  stage.expect_left({4, 5, 6});
+  release(stage.rig.client, stage.pointer);
+  CHECK_EQ(stage.peer.expect<record::Return>().slots.size(), std::size_t{3});
+  // A grant that crossed with the return: refused, its fd closed.
+  const std::size_t fds = count_fds();
+  stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  stage.peer.expect<record::Taken>();
+  CHECK(!stage.peer.expect<record::Arrived>().failure.empty());
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(stats(stage.rig.client).mapped_bytes, uint64_t{0});
+}
+
+TEST(motion, a_batch_that_cannot_be_mapped_is_undone) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, SLOT_PARK, 9, FRAME}});
+  stage.expect_left({4, 5});
+  const std::size_t fds = count_fds();
+  stage.rig.device->maps_until_failure = 1;
+  stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}, {5, FRAME, SLOT_RESTORE, 9, FRAME}});
+  stage.peer.expect<record::Taken>();
+  const auto arrived = stage.peer.expect<record::Arrived>();
+  CHECK(arrived.slots == (std::vector<uint64_t>{4, 5}));
+  CHECK_EQ(arrived.failure, "mmap: it was told to fail");
+  CHECK(!is_readable(stage.pointer) && !is_readable(stage.pointer + FRAME));
+  CHECK_EQ(count_fds(), fds);
+  // And again, with success.
+  stage.peer.lend(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}, {5, FRAME, SLOT_RESTORE, 9, FRAME}});
+  CHECK_EQ(text(stage.pointer, 1) + text(stage.pointer + FRAME, 1), "ab");
+}
+
+TEST(motion, a_growth_that_cannot_be_mapped_is_refused_and_forgotten) {
+  Stage stage;
+  stage.rig.device->maps_until_failure = 0;
+  Background growing([&] { CHECK_STATUS(try_allocate(stage.lease, FRAME), VRB_REFUSED); });
+  const auto asked = stage.peer.expect<record::Lease>();
+  stage.peer.grant(3, "weights", 1, {{7}});
+  stage.peer.expect<record::Taken>();
+  CHECK(!stage.peer.expect<record::Arrived>().failure.empty());
+  stage.peer.error(asked.request, "DriverFailed", "the client's kernel said no");
+  growing.join();
+  Background again([&] { allocate(stage.lease, FRAME); });
+  stage.peer.serve_lease(3, {{8}});
+  again.join();
+}
+
+TEST(motion, what_cannot_leave_stays) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 8, 0}});
+  CHECK(!stage.peer.expect<record::Left>().failure.empty());
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, ARENA - MIB}});
+  CHECK(!stage.peer.expect<record::Left>().failure.empty());
+  stage.rig.device->copy_fails = true;
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  CHECK_EQ(stage.peer.expect<record::Left>().failure, "memcpy: it was told to fail");
+  stage.rig.device->copy_fails = false;
+  stage.rig.device->unmap_fails = true;
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, 0, 0, 0}});
+  for (int i = 0; i < 2; ++i) CHECK_EQ(stage.peer.expect<record::Left>().failure, "munmap: it was told to fail");
+  CHECK_EQ(text(stage.pointer, 1) + text(stage.pointer + FRAME, 1), "ab");
+  stage.rig.device->unmap_fails = false;
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.expect_left({4});
+}
+
+TEST(motion, a_restore_that_fails_is_undone) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.expect_left({4});
+  stage.rig.device->copy_fails = true;
+  stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  stage.peer.expect<record::Taken>();
+  CHECK(!stage.peer.expect<record::Arrived>().failure.empty());
+  CHECK(!is_readable(stage.pointer));
+  stage.rig.device->copy_fails = false;
+  stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 8, 0}});
+  stage.peer.expect<record::Taken>();
+  CHECK(!stage.peer.expect<record::Arrived>().failure.empty());
+  stage.peer.lend(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  CHECK_EQ(text(stage.pointer, 1), "a");
+}
+
+TEST(motion, zero_means_zero_on_dirty_frames_and_on_pages_that_stayed) {
+  Stage stage(VRB_ZERO);
+  stage.pause();
+  stage.peer.recall(3, {{4, 0, 0, 0}});
+  stage.expect_left({4});
+  stage.rig.device->hold_copies();
+  const std::string dirt(FRAME, 'x');
+  // As a frame looks that another session has written to.
+  Fd dirty = make_file(FRAME);
+  write_file(dirty, 0, dirt);
+  stage.peer.send(record::Grant{50, 3, 3, "weights", {{4, FRAME, SLOT_DIRTY, 0, 0}}}, {dirty.get()});
+  stage.peer.expect<record::Taken>();
+  stage.rig.device->wait_for_copy();
+  stage.rig.device->let_copies_go();
+  CHECK_EQ(stage.peer.expect<record::Arrived>().slots.front(), uint64_t{4});
+  Background resuming([&] { CHECK_OK(resume(stage.rig.client, {"weights"})); });
+  const auto asked = stage.peer.expect<record::Resume>();
+  stage.peer.state(3, false);
+  stage.peer.done(asked.request, 0, {{3, 0, "weights"}});
+  resuming.join();
+  CHECK(!is_paused(stage.rig.client, "weights"));
+  const std::string zeroes(3 * FRAME, '\0');
+  CHECK(std::memcmp(stage.pointer, zeroes.data(), zeroes.size()) == 0);
+}
+
+TEST(motion, a_resume_is_over_only_when_all_is_zero) {
+  Stage stage(VRB_ZERO);
+  stage.pause();
+  stage.rig.device->hold_copies();
+  Background resuming([&] { CHECK_OK(resume(stage.rig.client, {"weights"})); });
+  const auto asked = stage.peer.expect<record::Resume>();
+  stage.peer.state(3, false);
+  stage.peer.done(asked.request, 0, {{3, 1, "weights"}});
+  stage.rig.device->wait_for_copy();
+  CHECK(is_paused(stage.rig.client, "weights"));
+  CHECK_STATUS(enter(stage.rig.client, {"weights"}, "early"), VRB_WRONG_STATE);
+  // Paused again and recalled while it is being zeroed.
+  stage.peer.state(3, true);
+  stage.peer.recall(3, {{4, 0, 0, 0}});
+  stage.peer.send(record::PauseOrder{99, {"none"}});
+  stage.peer.expect<record::Busy>();
+  stage.rig.device->let_copies_go();
+  stage.expect_left({4});
+  resuming.join();
+  CHECK(is_paused(stage.rig.client, "weights"));
+}
+
+TEST(motion, an_arena_file_goes_when_its_copies_are_done) {
+  Stage stage;
+  stage.pause();
+  stage.rig.device->hold_copies();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.rig.device->wait_for_copy();
+  stage.peer.send(record::ArenaGone{70, 9});
+  stage.peer.send(record::ArenaGone{71, 8});
+  CHECK_EQ(stage.peer.expect<record::Taken>().batch, uint64_t{71});
+  stage.rig.device->let_copies_go();
+  stage.expect_left({4});
+  CHECK_EQ(stage.peer.expect<record::Taken>().batch, uint64_t{70});
+  stage.peer.recall(3, {{5, SLOT_PARK, 9, 0}});
+  CHECK(!stage.peer.expect<record::Left>().failure.empty());
+}
+
+TEST(motion, an_unasked_grant_makes_its_range) {
+  Peer peer;
+  Rig rig(peer);
+  peer.lend(3, "claimed", 2, {{4}, {5, LARGE_FRAME}});
+  CHECK(!is_paused(rig.client, "claimed"));
+  CHECK_EQ(stats(rig.client).mapped_bytes, FRAME + LARGE_FRAME);
+  void *pointer = allocate(open_lease(rig.client, "claimed", VRB_DROP), 5 * FRAME);
+  std::memset(pointer, 1, 5 * FRAME);
+  release(rig.client, pointer);
+  CHECK(peer.expect<record::Return>().slots == (std::vector<uint64_t>{4, 5}));
+}
