@@ -246,6 +246,12 @@ Failure CudaDevice::map_one(const Frame &frame, char *address) {
   return failure ? failure : at_release;
 }
 
+Failure CudaDevice::map(Fd frame, void *address, uint64_t size_bytes) {
+  std::vector<Frame> frames;
+  frames.push_back({std::move(frame), size_bytes});
+  return map_run(std::move(frames), address);
+}
+
 Failure CudaDevice::map_run(std::vector<Frame> frames, void *address) {
   const Relaxed relaxed(driver_);
   char *const begin = static_cast<char *>(address);

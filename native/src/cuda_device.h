@@ -23,6 +23,7 @@ class CudaDevice final : public Device {
 
   void *reserve(uint64_t size_bytes) override;
   void release(void *address, uint64_t size_bytes) override;
+  Failure map(Fd frame, void *address, uint64_t size_bytes) override;
   Failure map_run(std::vector<Frame> frames, void *address) override;
   Failure unmap(void *address, uint64_t size_bytes) override;
   void *map_arena(Fd file, uint64_t size_bytes) override;

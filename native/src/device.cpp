@@ -9,10 +9,21 @@
 
 namespace vrb {
 
-Failure Device::map(Fd frame, void *address, uint64_t size_bytes) {
-  std::vector<Frame> frames;
-  frames.push_back({std::move(frame), size_bytes});
-  return map_run(std::move(frames), address);
+Failure Device::map_run(std::vector<Frame> frames, void *address) {
+  char *const begin = static_cast<char *>(address);
+  uint64_t offset_bytes = 0;
+  for (Frame &frame : frames) {
+    if (Failure failure = map(std::move(frame.fd), begin + offset_bytes, frame.size_bytes)) {
+      uint64_t undone_bytes = 0;
+      for (auto before = frames.cbegin(); undone_bytes < offset_bytes; ++before) {
+        unmap(begin + undone_bytes, before->size_bytes);
+        undone_bytes += before->size_bytes;
+      }
+      return failure;
+    }
+    offset_bytes += frame.size_bytes;
+  }
+  return std::nullopt;
 }
 
 std::unique_ptr<Device> make_device(const std::string &name) {

@@ -54,11 +54,11 @@ class Device {
   virtual void *reserve(uint64_t size_bytes) = 0;
   virtual void release(void *address, uint64_t size_bytes) = 0;
 
-  // Puts frames behind reserved addresses, side by side from `address` on: all of them or none. One call for what lies
-  // together, since a GPU's page tables are opened to it once for each call. Ownership: takes the fds, and closes them
-  // in any case.
-  virtual Failure map_run(std::vector<Frame> frames, void *address) = 0;
-  Failure map(Fd frame, void *address, uint64_t size_bytes);
+  // Puts a frame behind reserved addresses. Ownership: takes the fd, and closes it in any case.
+  virtual Failure map(Fd frame, void *address, uint64_t size_bytes) = 0;
+  // Puts frames there side by side from `address` on: all of them or none. One call for what lies together, where that
+  // is cheaper: a GPU's page tables are opened once for each. Ownership: as for `map`.
+  virtual Failure map_run(std::vector<Frame> frames, void *address);
   // Takes it away again; the addresses stay reserved, and touching them is a fault.
   virtual Failure unmap(void *address, uint64_t size_bytes) = 0;
 
@@ -78,7 +78,7 @@ class Device {
   // and one that can't is broken (and the call fails).
   virtual Failure quiesce() = 0;
 
-  virtual DlpackDevice dlpack_device() const = 0;
+  virtual DlpackDevice dlpack_device() const { return {DLPACK_CPU, 0}; }
 };
 
 // Makes the device of this name: "host" or "host:N", a GPU's UUID as the daemon names it, "cuda:N" as this process counts,

@@ -66,17 +66,11 @@ void *HostDevice::reserve(uint64_t size_bytes) { return reserve_aligned(size_byt
 
 void HostDevice::release(void *address, uint64_t size_bytes) { ::munmap(address, size_bytes); }
 
-Failure HostDevice::map_run(std::vector<Frame> frames, void *address) {
-  uint64_t mapped_bytes = 0;
-  for (const Frame &frame : frames) {
-    if (Failure failure = map_over(frame.fd, at(address, mapped_bytes), frame.size_bytes)) {
-      // The one that failed may be there without its advice, so it goes with the others.
-      unmap(address, mapped_bytes + frame.size_bytes);
-      return failure;
-    }
-    mapped_bytes += frame.size_bytes;
-  }
-  return std::nullopt;
+Failure HostDevice::map(Fd frame, void *address, uint64_t size_bytes) {
+  Failure failure = map_over(frame, address, size_bytes);
+  // It may be there, only without its advice.
+  if (failure) unmap(address, size_bytes);
+  return failure;
 }
 
 Failure HostDevice::unmap(void *address, uint64_t size_bytes) {

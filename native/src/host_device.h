@@ -11,7 +11,7 @@ class HostDevice final : public Device {
  public:
   void *reserve(uint64_t size_bytes) override;
   void release(void *address, uint64_t size_bytes) override;
-  Failure map_run(std::vector<Frame> frames, void *address) override;
+  Failure map(Fd frame, void *address, uint64_t size_bytes) override;
   Failure unmap(void *address, uint64_t size_bytes) override;
   void *map_arena(Fd file, uint64_t size_bytes) override;
   void unmap_arena(void *address, uint64_t size_bytes) override;
@@ -20,7 +20,6 @@ class HostDevice final : public Device {
   void unregister_host(void *) override {}
   std::unique_ptr<Lane> open_lane() override;
   Failure quiesce() override { return std::nullopt; }
-  DlpackDevice dlpack_device() const override { return {DLPACK_CPU, 0}; }
 };
 
 }  // namespace vrb
