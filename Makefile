@@ -78,7 +78,8 @@ sim: setup ## one run of the simulator: make sim SEED=7 (or many: SEED=1 COUNT=5
 	$(PY) tests/simulation/run.py --seed $(or $(SEED),1) --count $(or $(COUNT),1)
 
 bench: setup ## measure on this machine; results under tests/bench/results
-	$(PY) -m pytest -q tests/bench -p no:cacheprovider
+	$(PY) tests/bench/host.py
+	$(PY) tests/bench/readme_table.py
 
 clean: ## remove what was built
 	rm -rf build out $(VENV) .typing/vrambroker/v1

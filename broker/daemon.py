@@ -11,10 +11,10 @@ import resource
 import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import uvloop
+
 from vrambroker.broker.adapters.arena import HostArena
 from vrambroker.broker.adapters.calls import Calls
 from vrambroker.broker.adapters.clock import MonotonicClock
@@ -36,10 +36,12 @@ from vrambroker.broker.core.events import Drain
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.snapshot import Snapshot
 from vrambroker.broker.runtime import Bug, Runtime, World
+from vrambroker.broker.version import VERSION
 from vrambroker.v1 import broker_pb2 as v1
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DRAIN_GRACE_S = 5.0
 STOP_GRACE_S = 0.5
 
@@ -60,14 +62,6 @@ def serve(config: Config) -> None:
         bug = uvloop.run(_Daemon(config, folder).run())
     if bug is not None:
         raise SystemExit(1)
-
-
-def version() -> str:
-    """Return the version of the package, or of a source tree that was never installed."""
-    try:
-        return metadata.version("vrambroker")
-    except metadata.PackageNotFoundError:
-        return "0+source"
 
 
 def _raise_fd_limit() -> None:
@@ -94,7 +88,7 @@ class _Daemon:
     def __init__(self, config: Config, folder: DeviceFolder) -> None:
         self._config = config
         self._folder = folder
-        self._version = version()
+        self._version = VERSION
         self._stop = asyncio.Event()
         self._bug: Bug | None = None
 
@@ -103,7 +97,7 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         parts = self._compose()
         loop.set_exception_handler(lambda _, context: self._unexpected(parts.runtime, context))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
         try:
             await parts.rpc.start(self._folder.rpc, self._folder.admit)
@@ -190,6 +184,10 @@ class _Daemon:
         parts.roster.close()
         parts.frames.close()
         parts.arena.close()
+        for number in SIGNALS:
+            # A second signal must not cut the last steps short: the loop would set the default handlers again.
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _ended_by(self, runtime: Runtime, bug: Bug) -> None:
         """Write down what is known, and end."""

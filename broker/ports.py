@@ -1,7 +1,7 @@
 """What the runtime needs of the world, as Protocols. Adapters implement them; `daemon.py` chooses which.
 
-Every method is called on the runtime's loop. What takes long is done on threads of the adapter's own, and its outcome is
-delivered through `Deliver`, which may be called from any thread.
+Every method is called on the runtime's loop. What takes long is done on threads of the adapter's own, and its outcome
+is delivered through `Deliver`, which may be called from any thread.
 """
 
 from collections.abc import Callable

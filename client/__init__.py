@@ -1,4 +1,58 @@
-"""What a worker uses: a synchronous facade over the native client and the control plane."""
+"""What a worker uses: a synchronous facade over the native client and the control plane.
+
+Importing this imports neither torch nor gRPC, loads no library and talks to nobody; `connect` does.
+"""
 
 if __name__ != "vrambroker.client":
     raise ImportError("import vrambroker.client: the folder client/ is not a package of its own")
+
+from vrambroker.broker.core.errors import (
+    BrokerError,
+    BrokerLost,
+    BrokerUnavailable,
+    Draining,
+    DriverFailed,
+    Holder,
+    InvalidArgument,
+    NotOwner,
+    NotQuiescent,
+    OutOfDeviceMemory,
+    OutOfHostMemory,
+    PeerUnidentified,
+    QuotaExceeded,
+    RequestConflict,
+    Starting,
+    UnknownLease,
+    UnknownSession,
+    UnknownTag,
+    VersionMismatch,
+    WaitExpired,
+    WrongState,
+)
+from vrambroker.client.memory import Memory, connect
+
+__all__ = [
+    "BrokerError",
+    "BrokerLost",
+    "BrokerUnavailable",
+    "Draining",
+    "DriverFailed",
+    "Holder",
+    "InvalidArgument",
+    "Memory",
+    "NotOwner",
+    "NotQuiescent",
+    "OutOfDeviceMemory",
+    "OutOfHostMemory",
+    "PeerUnidentified",
+    "QuotaExceeded",
+    "RequestConflict",
+    "Starting",
+    "UnknownLease",
+    "UnknownSession",
+    "UnknownTag",
+    "VersionMismatch",
+    "WaitExpired",
+    "WrongState",
+    "connect",
+]

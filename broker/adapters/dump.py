@@ -7,6 +7,7 @@ import time
 import traceback
 from enum import Enum
 from pathlib import Path
+from typing import cast
 
 from vrambroker.broker.core.events import Event
 from vrambroker.broker.core.snapshot import Snapshot
@@ -21,8 +22,8 @@ def plain(value: object) -> object:
         return plain(value.value)
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
+    if isinstance(value, tuple):
+        return [plain(one) for one in cast(tuple[object, ...], value)]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from types import MappingProxyType
 
 import grpc
+
 from vrambroker.broker.core import errors
 from vrambroker.broker.core.errors import BrokerError, Holder
 from vrambroker.v1 import broker_pb2 as v1

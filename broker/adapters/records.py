@@ -78,14 +78,31 @@ def _get(kind: str, reader: _Reader) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrantSlot:
+class Entry:
+    """The base of what is in a list, and of all records; `LAYOUT` names the fields in order, with their wire types."""
+
+    LAYOUT: ClassVar["Layout"] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """The wire type of a list of numbers, strings or entries."""
+
+    entry: str | type[Entry]
+
+
+Layout = tuple[tuple[str, str | ListOf], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantSlot(Entry):
     slot: int
     size_bytes: int
     flags: int
     file: int
     offset_bytes: int
 
-    LAYOUT: ClassVar = (
+    LAYOUT: ClassVar[Layout] = (
         ("slot", "u64"),
         ("size_bytes", "u64"),
         ("flags", "u8"),
@@ -95,34 +112,29 @@ class GrantSlot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecallSlot:
+class RecallSlot(Entry):
     slot: int
     flags: int
     file: int
     offset_bytes: int
 
-    LAYOUT: ClassVar = (("slot", "u64"), ("flags", "u8"), ("file", "u64"), ("offset_bytes", "u64"))
+    LAYOUT: ClassVar[Layout] = (("slot", "u64"), ("flags", "u8"), ("file", "u64"), ("offset_bytes", "u64"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DoneLease:
+class DoneLease(Entry):
     lease: int
     same_pages: int
     tag: str
 
-    LAYOUT: ClassVar = (("lease", "u64"), ("same_pages", "u8"), ("tag", "str"))
+    LAYOUT: ClassVar[Layout] = (("lease", "u64"), ("same_pages", "u8"), ("tag", "str"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """The base of all records; `TYPE` is the number on the wire, `LAYOUT` the fields in order."""
+class Record(Entry):
+    """The base of all records; `TYPE` is the number on the wire."""
 
     TYPE: ClassVar[int] = 0
-    LAYOUT: ClassVar[tuple[tuple[str, Any], ...]] = ()
-
-
-def _list_of(entry: Any) -> tuple[str, Any]:
-    return ("list", entry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +145,14 @@ class Hello(Record):
     name: str
     version: str
 
-    TYPE: ClassVar = 1
-    LAYOUT: ClassVar = (("protocol", "u16"), ("role", "u8"), ("token", "token"), ("name", "str"), ("version", "str"))
+    TYPE: ClassVar[int] = 1
+    LAYOUT: ClassVar[Layout] = (
+        ("protocol", "u16"),
+        ("role", "u8"),
+        ("token", "token"),
+        ("name", "str"),
+        ("version", "str"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +163,8 @@ class Lease(Record):
     timeout_ms: int
     tag: str
 
-    TYPE: ClassVar = 2
-    LAYOUT: ClassVar = (
+    TYPE: ClassVar[int] = 2
+    LAYOUT: ClassVar[Layout] = (
         ("request", "u64"),
         ("contents", "u8"),
         ("size_bytes", "u64"),
@@ -161,8 +179,8 @@ class Return(Record):
     lease: int
     slots: tuple[int, ...]
 
-    TYPE: ClassVar = 3
-    LAYOUT: ClassVar = (("request", "u64"), ("lease", "u64"), ("slots", _list_of("u64")))
+    TYPE: ClassVar[int] = 3
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("lease", "u64"), ("slots", ListOf("u64")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +190,8 @@ class Pause(Record):
     timeout_ms: int
     tags: tuple[str, ...]
 
-    TYPE: ClassVar = 4
-    LAYOUT: ClassVar = (("request", "u64"), ("release", "u8"), ("timeout_ms", "u32"), ("tags", _list_of("str")))
+    TYPE: ClassVar[int] = 4
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("release", "u8"), ("timeout_ms", "u32"), ("tags", ListOf("str")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +200,8 @@ class Resume(Record):
     timeout_ms: int
     tags: tuple[str, ...]
 
-    TYPE: ClassVar = 5
-    LAYOUT: ClassVar = (("request", "u64"), ("timeout_ms", "u32"), ("tags", _list_of("str")))
+    TYPE: ClassVar[int] = 5
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("timeout_ms", "u32"), ("tags", ListOf("str")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,24 +209,24 @@ class Claim(Record):
     request: int
     claim: int
 
-    TYPE: ClassVar = 6
-    LAYOUT: ClassVar = (("request", "u64"), ("claim", "u64"))
+    TYPE: ClassVar[int] = 6
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("claim", "u64"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bye(Record):
     request: int
 
-    TYPE: ClassVar = 7
-    LAYOUT: ClassVar = (("request", "u64"),)
+    TYPE: ClassVar[int] = 7
+    LAYOUT: ClassVar[Layout] = (("request", "u64"),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken(Record):
     batch: int
 
-    TYPE: ClassVar = 16
-    LAYOUT: ClassVar = (("batch", "u64"),)
+    TYPE: ClassVar[int] = 16
+    LAYOUT: ClassVar[Layout] = (("batch", "u64"),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +235,8 @@ class Arrived(Record):
     slots: tuple[int, ...]
     failure: str
 
-    TYPE: ClassVar = 17
-    LAYOUT: ClassVar = (("lease", "u64"), ("slots", _list_of("u64")), ("failure", "str"))
+    TYPE: ClassVar[int] = 17
+    LAYOUT: ClassVar[Layout] = (("lease", "u64"), ("slots", ListOf("u64")), ("failure", "str"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,16 +245,16 @@ class Left(Record):
     slots: tuple[int, ...]
     failure: str
 
-    TYPE: ClassVar = 18
-    LAYOUT: ClassVar = (("lease", "u64"), ("slots", _list_of("u64")), ("failure", "str"))
+    TYPE: ClassVar[int] = 18
+    LAYOUT: ClassVar[Layout] = (("lease", "u64"), ("slots", ListOf("u64")), ("failure", "str"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiet(Record):
     order: int
 
-    TYPE: ClassVar = 19
-    LAYOUT: ClassVar = (("order", "u64"),)
+    TYPE: ClassVar[int] = 19
+    LAYOUT: ClassVar[Layout] = (("order", "u64"),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +264,8 @@ class Busy(Record):
     tag: str
     scope: str
 
-    TYPE: ClassVar = 20
-    LAYOUT: ClassVar = (("order", "u64"), ("final", "u8"), ("tag", "str"), ("scope", "str"))
+    TYPE: ClassVar[int] = 20
+    LAYOUT: ClassVar[Layout] = (("order", "u64"), ("final", "u8"), ("tag", "str"), ("scope", "str"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,13 +279,13 @@ class Welcome(Record):
     device: str
     version: str
 
-    TYPE: ClassVar = 64
-    LAYOUT: ClassVar = (
+    TYPE: ClassVar[int] = 64
+    LAYOUT: ClassVar[Layout] = (
         ("protocol", "u16"),
         ("session", "u64"),
         ("token", "token"),
         ("capacity_bytes", "u64"),
-        ("frame_sizes_bytes", _list_of("u64")),
+        ("frame_sizes_bytes", ListOf("u64")),
         ("name", "str"),
         ("device", "str"),
         ("version", "str"),
@@ -282,13 +300,13 @@ class Grant(Record):
     tag: str
     slots: tuple[GrantSlot, ...]
 
-    TYPE: ClassVar = 65
-    LAYOUT: ClassVar = (
+    TYPE: ClassVar[int] = 65
+    LAYOUT: ClassVar[Layout] = (
         ("batch", "u64"),
         ("lease", "u64"),
         ("contents", "u8"),
         ("tag", "str"),
-        ("slots", _list_of(GrantSlot)),
+        ("slots", ListOf(GrantSlot)),
     )
 
 
@@ -298,8 +316,8 @@ class ArenaFile(Record):
     file: int
     size_bytes: int
 
-    TYPE: ClassVar = 66
-    LAYOUT: ClassVar = (("batch", "u64"), ("file", "u64"), ("size_bytes", "u64"))
+    TYPE: ClassVar[int] = 66
+    LAYOUT: ClassVar[Layout] = (("batch", "u64"), ("file", "u64"), ("size_bytes", "u64"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,8 +325,8 @@ class ArenaGone(Record):
     batch: int
     file: int
 
-    TYPE: ClassVar = 67
-    LAYOUT: ClassVar = (("batch", "u64"), ("file", "u64"))
+    TYPE: ClassVar[int] = 67
+    LAYOUT: ClassVar[Layout] = (("batch", "u64"), ("file", "u64"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,8 +334,8 @@ class Recall(Record):
     lease: int
     slots: tuple[RecallSlot, ...]
 
-    TYPE: ClassVar = 68
-    LAYOUT: ClassVar = (("lease", "u64"), ("slots", _list_of(RecallSlot)))
+    TYPE: ClassVar[int] = 68
+    LAYOUT: ClassVar[Layout] = (("lease", "u64"), ("slots", ListOf(RecallSlot)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,16 +343,16 @@ class PauseOrder(Record):
     order: int
     tags: tuple[str, ...]
 
-    TYPE: ClassVar = 69
-    LAYOUT: ClassVar = (("order", "u64"), ("tags", _list_of("str")))
+    TYPE: ClassVar[int] = 69
+    LAYOUT: ClassVar[Layout] = (("order", "u64"), ("tags", ListOf("str")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseCancelled(Record):
     order: int
 
-    TYPE: ClassVar = 70
-    LAYOUT: ClassVar = (("order", "u64"),)
+    TYPE: ClassVar[int] = 70
+    LAYOUT: ClassVar[Layout] = (("order", "u64"),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,13 +360,13 @@ class LeaseState(Record):
     lease: int
     paused: int
 
-    TYPE: ClassVar = 71
-    LAYOUT: ClassVar = (("lease", "u64"), ("paused", "u8"))
+    TYPE: ClassVar[int] = 71
+    LAYOUT: ClassVar[Layout] = (("lease", "u64"), ("paused", "u8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draining(Record):
-    TYPE: ClassVar = 72
+    TYPE: ClassVar[int] = 72
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,8 +376,8 @@ class Done(Record):
     claim: int = 0
     leases: tuple[DoneLease, ...] = field(default_factory=tuple[DoneLease, ...])
 
-    TYPE: ClassVar = 80
-    LAYOUT: ClassVar = (("request", "u64"), ("lease", "u64"), ("claim", "u64"), ("leases", _list_of(DoneLease)))
+    TYPE: ClassVar[int] = 80
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("lease", "u64"), ("claim", "u64"), ("leases", ListOf(DoneLease)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,8 +387,8 @@ class Error(Record):
     message: str
     detail: bytes
 
-    TYPE: ClassVar = 81
-    LAYOUT: ClassVar = (("request", "u64"), ("error", "str"), ("message", "str"), ("detail", "bytes"))
+    TYPE: ClassVar[int] = 81
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("error", "str"), ("message", "str"), ("detail", "bytes"))
 
 
 FROM_CLIENT: tuple[type[Record], ...] = (
@@ -403,33 +421,32 @@ FROM_DAEMON: tuple[type[Record], ...] = (
 _BY_TYPE = {record.TYPE: record for record in FROM_CLIENT + FROM_DAEMON}
 
 
-def _put_fields(layout: tuple[tuple[str, Any], ...], value: Any, out: bytearray) -> None:
-    for name, kind in layout:
+def _put_fields(value: Entry, out: bytearray) -> None:
+    for name, kind in value.LAYOUT:
         item = getattr(value, name)
-        if not isinstance(kind, tuple):
+        if isinstance(kind, str):
             _put(kind, item, out)
             continue
         out += len(item).to_bytes(2, "little")
-        for entry in item:
-            if isinstance(kind[1], str):
-                _put(kind[1], entry, out)
+        for one in item:
+            if isinstance(kind.entry, str):
+                _put(kind.entry, one, out)
             else:
-                _put_fields(kind[1].LAYOUT, entry, out)
+                _put_fields(one, out)
 
 
-def _get_fields(layout: tuple[tuple[str, Any], ...], reader: _Reader) -> dict[str, Any]:
+def _get_fields(entry: type[Entry], reader: _Reader) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, kind in layout:
-        if not isinstance(kind, tuple):
+    for name, kind in entry.LAYOUT:
+        if isinstance(kind, str):
             values[name] = _get(kind, reader)
-            continue
-        entry = kind[1]
-        count = reader.number(2)
-        if isinstance(entry, str):
-            values[name] = tuple(_get(entry, reader) for _ in range(count))
         else:
-            values[name] = tuple(entry(**_get_fields(entry.LAYOUT, reader)) for _ in range(count))
+            values[name] = tuple(_get_one(kind.entry, reader) for _ in range(reader.number(2)))
     return values
+
+
+def _get_one(kind: str | type[Entry], reader: _Reader) -> Any:
+    return _get(kind, reader) if isinstance(kind, str) else kind(**_get_fields(kind, reader))
 
 
 def encode(record: Record, fds: int = 0) -> bytes:
@@ -438,7 +455,7 @@ def encode(record: Record, fds: int = 0) -> bytes:
     Raises ValueError if the packet would be longer than `PACKET_BYTES_MAX`.
     """
     body = bytearray()
-    _put_fields(record.LAYOUT, record, body)
+    _put_fields(record, body)
     size = HEADER.size + len(body)
     if size > PACKET_BYTES_MAX:
         raise ValueError(f"{type(record).__name__} of {size} bytes: longer than a packet may be")
@@ -459,7 +476,7 @@ def decode(packet: bytes, fds: int, accept: tuple[type[Record], ...]) -> Record:
     if size != len(packet) or fds_told != fds or fds > FDS_PER_PACKET_MAX:
         raise BadRecord("the header does not fit the packet")
     reader = _Reader(packet, HEADER.size)
-    values = _get_fields(record.LAYOUT, reader)
+    values = _get_fields(record, reader)
     if not reader.finished():
         raise BadRecord("the packet is longer than its fields")
     return record(**values)

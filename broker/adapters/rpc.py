@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+
 from vrambroker.broker.adapters.calls import Calls, Tell
 from vrambroker.broker.adapters.deadlines import deadline
 from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_detail
@@ -184,7 +185,7 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
                 )
             return await self._answer(self._caller(context), RequestId(request_id), build, expected, on_reply)
         except BrokerError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         except Exception as bug:  # noqa: BLE001  the outermost frame of a call: gRPC would answer UNKNOWN and go on
             self._broken(bug)
             await context.abort(grpc.StatusCode.INTERNAL, "the daemon found a bug in itself and ends")
@@ -234,6 +235,7 @@ def _fail(answer: asyncio.Future[Expected], error: BrokerError) -> None:
         answer.set_exception(error)
 
 
-async def _refuse(context: Context, error: BrokerError) -> NoReturn:
+async def refuse(context: Context, error: BrokerError) -> NoReturn:
+    """End a call with the error's status and its fields in the trailing metadata."""
     detail = to_detail(error).SerializeToString()
     await context.abort(STATUS_OF[type(error)], f"{type(error).__name__}: {message_of(error)}", ((ERROR_KEY, detail),))

@@ -184,6 +184,13 @@ class Arena:
             file_bytes = spare_bytes // smallest * smallest
         return file_bytes if file_bytes >= size else None
 
+    def file(self, number: ArenaFileId) -> ArenaFile:
+        """Return a file that an outcome is about; raise `InvariantViolation` if there is none."""
+        found = self.files.get(number)
+        invariant(found is not None, f"there is an arena file {number}, as its outcome says")
+        assert found is not None
+        return found
+
     def add_file(self, file: ArenaFileId, domain: Domain, size_bytes: int) -> None:
         """Begin a file. Its room can be set aside at once; nobody may be told of it until it is ready."""
         made = ArenaFile(file=file, domain=domain, size_bytes=size_bytes)
@@ -220,7 +227,7 @@ class Arena:
         return True
 
     def punched(self, number: ArenaFileId, offset_bytes: int) -> ArenaFile:
-        file = self.files[number]
+        file = self.file(number)
         use = file.uses.get(offset_bytes)
         invariant(use is not None and use.punching, "only what is being punched can be done with")
         assert use is not None
@@ -229,7 +236,7 @@ class Arena:
 
     def fail_file(self, number: ArenaFileId) -> ArenaFile:
         """Forget a file that could not be made; returns it, with the uses that have lost their place."""
-        file = self.files[number]
+        file = self.file(number)
         invariant(file.state is FileState.CREATING, "only a file being made can fail")
         self.used_bytes -= file.used_bytes
         self._unblock(file)
@@ -243,8 +250,9 @@ class Arena:
         self._unblock(file)
 
     def destroyed(self, number: ArenaFileId) -> None:
-        invariant(self.files[number].state is FileState.DESTROYING, "only a file being destroyed can be gone")
-        self._forget(self.files[number])
+        file = self.file(number)
+        invariant(file.state is FileState.DESTROYING, "only a file being destroyed can be gone")
+        self._forget(file)
 
     def disused(self, domain: Domain) -> list[ArenaFile]:
         """Return the domain's files that are populated and hold nothing."""

@@ -85,10 +85,10 @@ def connect(book: Book, session: Session, connection: ConnectionId) -> None:
                 session=session.session, lease=lease.lease, tag=lease.tag, contents=lease.contents, slots=granted
             )
             book.emit(grant)
+        book.emit(SendLeaseState(session=session.session, lease=lease.lease, paused=lease.paused))
         leaving = list(lease.in_state(SlotState.LEAVING))
         if leaving:
             book.emit(recall.resend(lease, leaving))
-        book.emit(SendLeaseState(session=session.session, lease=lease.lease, paused=lease.paused))
     for order in book.orders.values():
         if order.session == session.session:
             book.emit(SendPauseOrder(session=session.session, order=order.order, tags=order.asked))

@@ -1,4 +1,4 @@
-"""Everything the core asks of the world. The runtime performs effects in order; what can fail comes back as an event."""
+"""Everything the core asks of the world. Effects are performed in order; what can fail comes back as an event."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -96,7 +96,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantedSlot:
-    """A frame for a slot. `dirty`: it may hold another session's bytes. `restore`: where the slot's contents are parked."""
+    """A frame for a slot. `dirty`: it may hold another session's bytes. `restore`: where the contents are parked."""
 
     slot: SlotId
     frame: FrameId
@@ -107,7 +107,7 @@ class GrantedSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendGrant:
-    """Lend these frames to the session's agent, which answers `Arrived`. The adapter cuts it into acknowledged batches."""
+    """Lend these frames to the session's agent, which answers `Arrived`. The adapter cuts it into batches."""
 
     session: SessionId
     lease: LeaseId
@@ -232,7 +232,7 @@ class Kind(Enum):
 class Publish:
     """One line for whoever watches; the fields that don't apply are empty.
 
-    LEASE_CHANGED tells the lease's whole residency after the change; DEVICE_CHANGED the device's and the arena's totals.
+    LEASE_CHANGED tells the lease's whole residency after the change; DEVICE_CHANGED the totals of device and arena.
     """
 
     kind: Kind

@@ -1,8 +1,8 @@
 """What can go wrong and is expected: the errors that cross the wire, with their fields.
 
 A `BrokerError` leaves the ledger as it was. Its class and its fields travel in `vrambroker.v1.ErrorDetail`
-(`broker/adapters/error_detail.py`), so that the client raises the same class with the same fields and nobody parses text.
-Whatever is not a `BrokerError` is a bug: the daemon writes down its snapshot and ends.
+(`broker/adapters/error_detail.py`), so that the client raises the same class with the same fields and nobody parses
+text. Whatever is not a `BrokerError` is a bug: the daemon writes down its snapshot and ends.
 """
 
 from dataclasses import dataclass, field

@@ -56,7 +56,7 @@ class Call:
 class Attach:
     """Make a session of the caller's process, over this connection.
 
-    `token` was drawn by the adapter. Answered `Attached`; the name given may differ from the one asked for, if that is taken.
+    `token` was drawn by the adapter. Answered `Attached`; the name given may differ from the one asked for.
     """
 
     call: Call
@@ -109,8 +109,8 @@ class FencePassed:
 class Lease:
     """Lend `size_bytes` more under this tag and policy; opens the lease if there is none yet.
 
-    With `claimed`, the grant is sent to the session's connection at once, and the answer, `Leased`, comes when the frames
-    have arrived there. Without, the answer comes first and carries a claim, to be presented by `Claim`.
+    With `claimed`, the grant is sent to the session's connection at once, and the answer, `Leased`, comes when the
+    frames have arrived there. Without, the answer comes first and carries a claim, to be presented by `Claim`.
     Waits only for what idle leases and leases on their way out can cover, and no longer than `deadline`.
     """
 
@@ -212,7 +212,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """These slots are parked if so ordered, unmapped, and out of the client's reach; or, with `failure`, still mapped."""
+    """These slots are parked if ordered so, unmapped, out of the client's reach; or, with `failure`, still mapped."""
 
     session: SessionId
     lease: LeaseId

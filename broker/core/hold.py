@@ -215,12 +215,14 @@ def close(book: Book, ticket: Ticket) -> None:
             if ticket.stage in (Stage.QUEUED, Stage.ADMITTED, Stage.CLAIMABLE):
                 lease.pending_slots -= sum(parts.values())
             book.touch(lease, "its growth is over")
-            _drop_if_never_opened(book, lease)
+            drop_if_never_opened(book, lease)
         case Comeback(leases=leases):
-            for number in leases:
-                book.leases[number].comebacks.pop(ticket.ticket, None)
+            for lease in (book.leases[number] for number in leases):
+                del lease.comebacks[ticket.ticket]
+                drop_if_never_opened(book, lease)
 
 
-def _drop_if_never_opened(book: Book, lease: Lease) -> None:
-    if not lease.opened and not lease.slots and not lease.growing:
+def drop_if_never_opened(book: Book, lease: Lease) -> None:
+    """Forget a lease whose owner was never told its number, once there is nothing of it."""
+    if not (lease.opened or lease.slots or lease.growing or lease.comebacks):
         book.drop_lease(lease)

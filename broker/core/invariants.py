@@ -99,6 +99,7 @@ def holds_name_real_frames(book: Book) -> None:
         melting = sum(book.ledger.frames[one].size_bytes for one in hold.melting)
         covered = hold.reserved_bytes + melting >= bytes_of(hold.to_create)
         _hold(covered, "a hold covers what it is to make", ticket)
+        _hold(bool(hold.to_create) or not hold.reserved_bytes, "a hold reserves only what it makes", ticket)
         _hold_covers_need(book, ticket)
     for frame in book.ledger.frames.values():
         if frame.ticket is not None:
@@ -252,7 +253,8 @@ def tickets_and_leases_agree(book: Book) -> None:
     for lease in book.leases.values():
         _hold(lease.lease in book.sessions.live[lease.session].leases, name, lease.lease)
         _hold(lease.lock is None or lease.lock in book.tickets, name, lease.lease)
-        _hold(lease.opened or bool(lease.growing) or bool(lease.slots), "no lease is left behind", lease.lease)
+        wanted = lease.opened or bool(lease.slots or lease.growing or lease.comebacks)
+        _hold(wanted, "no lease is left behind", lease.lease)
         _hold(not (lease.paused and lease.growing), "a paused lease does not grow", lease.lease)
         for slot in lease.slots.values():
             _hold((slot.ticket is not None) == (named.pop(slot.slot, None) == lease.lease), name, slot)

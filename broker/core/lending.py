@@ -158,6 +158,7 @@ def give(book: Book, event: Return) -> None:
         for slot in dict.fromkeys(event.slots):
             return_slot(book, lease, lease.slots[slot])
         after_return(book, lease)
+        hold.drop_if_never_opened(book, lease)
     else:
         return_lease(book, lease)
     book.reply(event.call.call, Done())
@@ -192,6 +193,9 @@ def detach_slot(book: Book, lease: Lease, slot: Slot, *, wipe: bool) -> None:
 def after_return(book: Book, lease: Lease) -> None:
     """Bring what depends on a lease in line after it has lost slots."""
     book.touch(lease, "returned")
+    if lease.comebacks:
+        # Nothing has become free, but what waits for the lease to come back needs less now.
+        book.supply_grew = True
     recall.end_if_done(book, lease)
 
 

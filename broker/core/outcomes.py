@@ -57,7 +57,7 @@ def frame_destroyed(book: Book, event: FrameDestroyed) -> None:
 
 def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
     """Let the recalls go on that waited for the file."""
-    file = book.arena.files[event.file]
+    file = book.arena.file(event.file)
     invariant(file.state is FileState.CREATING, "a file gets ready once")
     file.state = FileState.READY
     recall.file_ready(book, file)

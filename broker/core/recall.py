@@ -19,7 +19,7 @@ def want(book: Book, lease: Lease, why: str) -> None:
     """Decide that the lease gives up all its mapped frames, and send the order as soon as it can be obeyed."""
     if lease.recall is not Recall.NONE or not lease.mapped_bytes:
         return
-    invariant(lease.paused and lease.lock is None, "only a paused lease that is left alone is recalled")
+    invariant(lease.paused and (lease.lock is None or bool(lease.releases)), "what comes back is not recalled")
     invariant(not lease.unplaced(), "what must be kept has its place before it leaves")
     lease.recall = Recall.WAITING
     for frame in book.mapped_frames(lease.lease):
@@ -96,6 +96,9 @@ def end_if_done(book: Book, lease: Lease) -> None:
     book.stir(lease.lock)
     if not lease.mapped_bytes:
         _answer_releases(book, lease)
+    elif lease.releases:
+        # A slot that could not leave before is asked again, since a release that came later waits for it.
+        want(book, lease, "released on request")
 
 
 def _answer_releases(book: Book, lease: Lease) -> None:

@@ -1,5 +1,5 @@
-"""All that the broker knows, as plain frozen values: what `status` shows, what is written down when an invariant breaks,
-and what a later daemon can rebuild itself from, together with the fds.
+"""All that the broker knows, as plain frozen values: what `status` shows, what is written down when an invariant
+breaks, and what a later daemon can rebuild itself from, together with the fds.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
-    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: arena extents that hold its contents or are set aside."""
+    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use."""
 
     lease: LeaseId
     tag: str

@@ -99,7 +99,7 @@ void Agent::run() {
     bool sweep = false;
     {
       const std::lock_guard lock(book_.mutex);
-      sweep = book_.sweep_due;
+      sweep = book_.sweeps_done < book_.sweeps_wanted;
       // Somebody asks for the daemon again after it was given up.
       if (book_.link == Link::down && !connected_ && !retrying_) {
         retrying_ = true;

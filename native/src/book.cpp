@@ -98,7 +98,7 @@ void Book::forget_number(Lease &lease) {
 
 void Book::want_sweep(Lease &lease) {
   lease.sweep_due = true;
-  sweep_due = true;
+  ++sweeps_wanted;
 }
 
 uint64_t Book::live_allocations() const {

@@ -78,7 +78,9 @@ class Book {
   std::string lost_why;
   bool closed = false;
   bool ended = false;
-  bool sweep_due = false;
+  // Sweeps that were asked for, and how many of those are over: then what had been free is on its way to the daemon.
+  uint64_t sweeps_wanted = 0;
+  uint64_t sweeps_done = 0;
   bool draining = false;
   uint64_t reserved_bytes = 0;
   uint64_t mapped_bytes = 0;

@@ -185,6 +185,12 @@ Lease &Client::open_lease(const std::string &tag, vrb_contents contents) {
   return lease != nullptr ? *lease : book_.make_lease(tag, contents);
 }
 
+// Waits until what was free after so many sweeps is given back: its RETURN goes ahead of whatever the caller then asks for,
+// on the same connection, so the daemon finds room that this process has just made.
+void Client::give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline) {
+  if (!book_.changed.wait_until(lock, deadline, [&] { return book_.sweeps_done >= sweeps; })) throw no_answer(GRACE_MS);
+}
+
 void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
   if (size_bytes == 0) throw invalid_argument("an allocation has at least one byte", lease.tag.name);
   const auto deadline = deadline_of(timeout_ms);
@@ -193,11 +199,17 @@ void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
     throw invalid_argument("the device has " + std::to_string(book_.welcome.capacity_bytes) + " bytes in all", lease.tag.name);
   }
   require_open(lease.tag);
+  const uint64_t sweeps = book_.sweeps_wanted;
   for (int growths = 0; growths < GROWTHS_MAX;) {
     if (const auto offset = lease.range.allocate(size_bytes)) return lease.base + *offset;
     if (lease.growth.active) {
       // One growth at a time: the next may find room in what this one brings.
       if (!book_.changed.wait_until(lock, deadline, [&] { return !lease.growth.active; })) throw no_answer(timeout_ms);
+      require_open(lease.tag);
+      continue;
+    }
+    if (book_.sweeps_done < sweeps) {
+      give_back(lock, sweeps, deadline);
       require_open(lease.tag);
       continue;
     }
@@ -285,6 +297,7 @@ void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool relea
   const auto deadline = deadline_of(timeout_ms);
   const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
   if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
+  give_back(lock, book_.sweeps_wanted, deadline);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   if (!known.empty()) {
@@ -300,6 +313,7 @@ std::vector<bool> Client::resume(const std::vector<std::string> &names, uint32_t
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
+  give_back(lock, book_.sweeps_wanted, deadline_of(timeout_ms));
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   record::Done done{};

@@ -66,6 +66,7 @@ class Client {
   template <class Record>
   record::Done ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows = nullptr);
 
+  void give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline);
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);
   void close_gates(const std::vector<Tag *> &tags);

@@ -76,9 +76,10 @@ void Mover::release_file(uint64_t file) {
 
 void Mover::sweep() {
   std::vector<Lease *> due;
+  uint64_t wanted = 0;
   {
     const std::lock_guard lock(book_.mutex);
-    book_.sweep_due = false;
+    wanted = book_.sweeps_wanted;
     for (const auto &lease : book_.leases) {
       // While a growth is under way its new slots are empty only because nobody has taken them yet.
       if (lease->growth.active || !lease->sweep_due) continue;
@@ -90,6 +91,9 @@ void Mover::sweep() {
     sweep_lease(*lease);
     return_lease_if_done(*lease);
   }
+  const std::lock_guard lock(book_.mutex);
+  book_.sweeps_done = wanted;
+  book_.changed.notify_all();
 }
 
 // Takes the empty slots out of reach of allocations. One in motion is left for the end of that.

@@ -180,6 +180,41 @@ TEST(client, a_growth_given_up_is_swept_when_it_comes) {
   again.join();
 }
 
+TEST(client, what_was_freed_goes_back_before_more_is_asked_for) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  open_lease(client, "b");
+  void *pointer = nullptr;
+  Background first([&] { pointer = allocate(open_lease(client, "a"), FRAME); });
+  peer.serve_lease(1, {{100}});
+  first.join();
+  for (uint64_t turn = 0; turn < 30; ++turn) {
+    const bool is_a = turn % 2 == 1;
+    Background next([&] {
+      release(client, pointer);
+      pointer = allocate(open_lease(client, is_a ? "a" : "b"), FRAME);
+    });
+    CHECK(peer.expect<record::Return>().slots == std::vector<uint64_t>{100 + turn});
+    peer.serve_lease(is_a ? 1 : 2, {{101 + turn}});
+    next.join();
+  }
+  // Before a resume, too: the room may be meant for it.
+  Background pausing([&] { CHECK_OK(peer::pause(client, {"b"})); });
+  const auto paused = peer.expect<record::Pause>();
+  peer.state(2, true);
+  peer.done(paused.request);
+  pausing.join();
+  Background resuming([&] {
+    release(client, pointer);
+    CHECK_OK(resume(client, {"b"}));
+  });
+  peer.expect<record::Return>();
+  const auto resumed = peer.expect<record::Resume>();
+  peer.state(2, false);
+  peer.done(resumed.request);
+  resuming.join();
+}
+
 TEST(client, frees_only_what_it_gave_out) {
   Peer peer;
   vrb_client *client = attach(peer);
@@ -287,6 +322,23 @@ TEST(client, a_pause_waits_for_the_growth_under_way) {
   peer.state(3, true);
   peer.done(pause.request);
   pausing.join();
+}
+
+TEST(client, a_tag_that_grows_is_not_quiet) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights");
+  CHECK_OK(enter(client, {"weights"}, "forward"));
+  CHECK_OK(peer::exit(client, {"weights"}, "forward"));
+  Background growing([&] { allocate(lease, 1000); });
+  const auto asked = peer.expect<record::Lease>();
+  peer.send(record::PauseOrder{22, {"weights"}});
+  peer.send(record::PauseOrder{23, {"none"}});
+  CHECK_EQ(peer.expect<record::Busy>().order, uint64_t{23});
+  peer.lend(3, "weights", 1, {{4}});
+  peer.done(asked.request, 3);
+  growing.join();
+  CHECK_EQ(peer.expect<record::Quiet>().order, uint64_t{22});
 }
 
 TEST(client, no_memory_comes_out_of_a_tag_paused_meanwhile) {

@@ -49,9 +49,7 @@ class World:
                     waiting.append(FrameCreated(frame=effect.frame))
                 elif isinstance(effect, SendGrant):
                     slots = tuple(slot.slot for slot in effect.slots)
-                    waiting.append(
-                        Arrived(session=effect.session, lease=effect.lease, slots=slots, failure=None)
-                    )
+                    waiting.append(Arrived(session=effect.session, lease=effect.lease, slots=slots, failure=None))
                 elif isinstance(effect, Reply) and isinstance(effect.outcome, Attached):
                     self._session = effect.outcome.session
 
@@ -79,9 +77,7 @@ class World:
 
     def cycle(self, session: SessionId, tag: str) -> None:
         later = Instant(1 << 60)
-        self.tell(
-            Pause(call=self.call(), session=session, tags=(tag,), release=False, quiet=True, deadline=later)
-        )
+        self.tell(Pause(call=self.call(), session=session, tags=(tag,), release=False, quiet=True, deadline=later))
         self.tell(Resume(call=self.call(), session=session, tags=(tag,), wait=True, deadline=later))
 
 

@@ -1,6 +1,5 @@
-"""What the benchmarks share: a daemon for the time of a run, native calls without torch, medians, and where results go."""
+"""What the benchmarks share: a daemon for the time of a run, medians, and where results go."""
 
-import ctypes
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vrambroker.client.native import Client, Lease, library
+from vrambroker.client.native import Client
 
 RESULTS = Path(__file__).parent / "results"
 DEADLINE_S = 60.0
@@ -74,28 +73,6 @@ def wait_until(claim: Callable[[], bool]) -> None:
 def attach(socket: Path, name: str) -> Client:
     """Attach this process to the daemon at the socket."""
     return Client(socket_path=str(socket), name=name, device="host", version="bench", timeout_s=DEADLINE_S)
-
-
-class Memory:
-    """`vrb_malloc` and `vrb_free` on one lease, as torch's allocator calls them."""
-
-    def __init__(self, client: Client, lease: Lease) -> None:
-        self._client = client._handle
-        self._lease = lease._handle
-        self._malloc = library().vrb_malloc
-        self._malloc.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
-        self._free = library().vrb_free
-        self._free.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-
-    def malloc(self, size_bytes: int) -> int:
-        pointer = ctypes.c_void_p()
-        if self._malloc(self._lease, size_bytes, 10_000, ctypes.byref(pointer), None) or pointer.value is None:
-            raise MemoryError(f"{size_bytes} bytes refused")
-        return pointer.value
-
-    def free(self, pointer: int) -> None:
-        if self._free(self._client, pointer, None):
-            raise ValueError("the pointer was refused")
 
 
 def median_seconds(work: Callable[[], object], rounds: int) -> float:

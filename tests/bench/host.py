@@ -4,7 +4,6 @@ Run directly: `python tests/bench/host.py`; `--client SOCKET N` makes it one of 
 """
 
 import ctypes
-import json
 import mmap
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from core_growth import decision_seconds
-from harness import DEADLINE_S, MIB, Memory, Result, attach, cpu_name, daemon, median_seconds, write_results
+from harness import DEADLINE_S, MIB, Result, attach, cpu_name, daemon, median_seconds, write_results
 
 from vrambroker.client.native import Client
 
@@ -35,15 +34,16 @@ def cycle(client: Client, tag: str, *, release: bool = False) -> None:
 def be_client(socket: Path, number: int) -> None:
     """Be one of n processes: grow a lease frame by frame, then pause and resume it; print the times as JSON."""
     client = attach(socket, f"load-{number}")
-    memory = Memory(client, client.open_lease("load", "drop"))
-    memory.malloc(FRAME)
+    lease = client.open_lease("load", "drop")
+    lease.malloc(FRAME, timeout_s=DEADLINE_S)
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.perf_counter()
     for _ in range(GROWTHS):
-        memory.malloc(FRAME)
-    grown = time.perf_counter() - began
-    print(json.dumps({"growth": grown, "cycle": median_seconds(lambda: cycle(client, "load"), CYCLES)}), flush=True)
+        lease.malloc(FRAME, timeout_s=DEADLINE_S)
+    print(time.perf_counter() - began, flush=True)
+    sys.stdin.readline()
+    print(median_seconds(lambda: cycle(client, "load"), CYCLES), flush=True)
     sys.stdin.readline()
 
 
@@ -55,30 +55,28 @@ def load(socket: Path, clients: int) -> tuple[float, float]:
         for number in range(clients)
     ]
     try:
-        for process in processes:
-            if _line(process) != "ready":
-                raise RuntimeError("a client did not come up")
-        for process in processes:
-            _go(process)
-        answers = [json.loads(_line(process)) for process in processes]
-        for process in processes:
-            _go(process)
+        if any(_line(process) != "ready" for process in processes):
+            raise RuntimeError("a client did not come up")
+        growths = _all_at_once(processes)
+        cycles = _all_at_once(processes)
     finally:
         for process in processes:
-            process.communicate(timeout=DEADLINE_S)
-    leases = clients * GROWTHS / max(answer["growth"] for answer in answers)
-    return leases, statistics.median(answer["cycle"] for answer in answers)
+            process.communicate("end\n", timeout=DEADLINE_S)
+    return clients * GROWTHS / max(growths), statistics.median(cycles)
+
+
+def _all_at_once(processes: "list[subprocess.Popen[str]]") -> list[float]:
+    """Let every client do its next part, all beginning together; return what each says."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [float(_line(process)) for process in processes]
 
 
 def _line(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def _go(process: "subprocess.Popen[str]") -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
 
 
 def many_clients() -> list[Result]:
@@ -113,10 +111,8 @@ def malloc_against_mmap() -> list[Result]:
     """Measure malloc and free of 20 MiB through a range that has room, against mmap and munmap."""
     with daemon("host:902", "1GiB", "64MiB") as socket:
         client = attach(socket, "malloc")
-        memory = Memory(client, client.open_lease("blocks", "drop"))
-        kept = memory.malloc(BLOCK)
-        through_range = median_seconds(lambda: memory.free(memory.malloc(BLOCK)), 300)
-        memory.free(kept)
+        lease = client.open_lease("blocks", "drop")
+        through_range = median_seconds(lambda: client.free(lease.malloc(BLOCK, timeout_s=DEADLINE_S)), 300)
     plain = median_seconds(lambda: mmap.mmap(-1, BLOCK).close(), 300)
     return [
         Result(
@@ -133,8 +129,8 @@ def idle_against_moved() -> list[Result]:
     """Measure a pause and resume with nobody in need against one that parks the bytes and brings them back."""
     with daemon("host:903", "512MiB", "512MiB") as socket:
         client = attach(socket, "cycle")
-        memory = Memory(client, client.open_lease("weights", "keep"))
-        ctypes.memset(memory.malloc(MOVED), 7, MOVED)
+        address = client.open_lease("weights", "keep").malloc(MOVED, timeout_s=DEADLINE_S)
+        ctypes.memset(address, 7, MOVED)
         cycle(client, "weights", release=True)
         idle = median_seconds(lambda: cycle(client, "weights"), CYCLES)
         moved = median_seconds(lambda: cycle(client, "weights", release=True), 5)

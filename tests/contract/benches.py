@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from tests.contract.fake_frames import FakeFrames
@@ -24,7 +25,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 class Heard:
@@ -47,9 +48,9 @@ class Heard:
 class FramesBench(Protocol):
     """One implementation of `Frames`, and hands to touch what it made."""
 
-    frames: Frames
-
     def __init__(self, deliver: Deliver) -> None: ...
+    @property
+    def frames(self) -> Frames: ...
     def map(self, frame: FrameId) -> None: ...
     def unmap(self, frame: FrameId) -> None: ...
     def read(self, frame: FrameId) -> bytes:
@@ -64,30 +65,38 @@ class FramesBench(Protocol):
 
 class FakeFramesBench:
     def __init__(self, deliver: Deliver) -> None:
-        self.frames = FakeFrames(deliver=deliver, device_bytes=DEVICE_BYTES)
+        self._frames = FakeFrames(deliver=deliver, device_bytes=DEVICE_BYTES)
+
+    @property
+    def frames(self) -> Frames:
+        return self._frames
 
     def map(self, frame: FrameId) -> None:
-        self.frames.reach(frame)
+        self._frames.reach(frame)
 
     def unmap(self, frame: FrameId) -> None:
-        self.frames.unreach(frame)
+        self._frames.unreach(frame)
 
     def read(self, frame: FrameId) -> bytes:
         return b"\0\0"
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        self.frames.fail_next()
+        self._frames.fail_next()
         yield
 
 
 class HostFramesBench:
     def __init__(self, deliver: Deliver) -> None:
-        self.frames = HostFrames(deliver=deliver, device_bytes=DEVICE_BYTES)
+        self._frames = HostFrames(deliver=deliver, device_bytes=DEVICE_BYTES)
         self._mapped: dict[FrameId, mmap.mmap] = {}
 
+    @property
+    def frames(self) -> Frames:
+        return self._frames
+
     def map(self, frame: FrameId) -> None:
-        fd = self.frames.fd_of(frame)
+        fd = self._frames.fd_of(frame)
         assert fd is not None
         self._mapped[frame] = mmap.mmap(fd, 0)
         self._mapped[frame][:5] = b"dirty"
@@ -96,7 +105,7 @@ class HostFramesBench:
         self._mapped.pop(frame).close()
 
     def read(self, frame: FrameId) -> bytes:
-        fd = self.frames.fd_of(frame)
+        fd = self._frames.fd_of(frame)
         assert fd is not None
         return os.pread(fd, 1, 0) + os.pread(fd, 1, os.fstat(fd).st_size - 1)
 

@@ -1,4 +1,4 @@
-"""Frames that are numbers: keeps books of who could reach what, and can be told to fail. Held to the same suite as `host`."""
+"""Frames that are numbers: keeps books of who could reach what, and can be told to fail. Passes the suite of `host`."""
 
 import asyncio
 from collections import Counter

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_sizes_ascend_and_divide(bench_type: type[FramesBench]) -> None:
         bench = bench_type(Heard().deliver)
         sizes = bench.frames.sizes_bytes()
         assert sizes[0] > 0
-        assert all(larger % size == 0 and larger > size for size, larger in zip(sizes, sizes[1:], strict=False))
+        assert all(larger % size == 0 and larger > size for size, larger in pairwise(sizes))
         assert bench.frames.device_bytes() == DEVICE_BYTES
         bench.frames.close()
 

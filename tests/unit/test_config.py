@@ -23,7 +23,9 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size(text, "capacity") == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "1GB", "1gib", "-1MiB", "0", "0.0GiB", "1e9", "1" * 5_000, "1,5GiB", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "1GB", "1gib", "-1MiB", "0", "0.0GiB", "1e9", "1" * 5_000, "1,5GiB", "nan"]
+)
 def test_no_sizes(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_size(text, "capacity")

@@ -55,8 +55,8 @@ def _vector(line: str) -> Vector:
     for word in words:
         key, _, text = word.partition("=")
         kind = layout[key]
-        if isinstance(kind, tuple):
-            values[key] = _list(kind[1], text)
+        if isinstance(kind, records.ListOf):
+            values[key] = _list(kind.entry, text)
         else:
             # In a free text a space is written '_'; in a name or tag it is itself.
             values[key] = _scalar(kind, text.replace("_", " ") if key in ("message", "failure") else text)

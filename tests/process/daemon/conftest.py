@@ -1,10 +1,10 @@
 """Real daemons for the tests of the daemon; whatever a test leaves behind fails it."""
 
-import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,11 @@ StartDaemon = Callable[..., Daemon]
 
 
 def _children() -> set[str]:
+    """Return the pids of this process's children, zombies included; a thread may end while it is being looked at."""
     children: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
-        children.update((task / "children").read_text().split())
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children.update((task / "children").read_text().split())
     return children
 
 
@@ -30,9 +32,8 @@ def _worker_threads() -> int:
     return sum(thread.name.startswith("agent ") for thread in threading.enumerate())
 
 
-@pytest.fixture
-def run_dir() -> Iterator[Path]:
-    """A run directory with a short path, that other users can look into, empty again at the end but for logs."""
+@contextmanager
+def _fresh_run_dir() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="vrb-"))
     path.chmod(0o755)
     yield path
@@ -42,9 +43,8 @@ def run_dir() -> Iterator[Path]:
     assert not left, f"left behind: {left}\n{logs}"
 
 
-@pytest.fixture
-def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
-    """Start daemons: `start_daemon(capacity="64MiB", host_budget="64MiB")`, each on its own `host:N`."""
+@contextmanager
+def _daemons(run_dir: Path) -> Iterator[StartDaemon]:
     children = _children()
     started: list[Daemon] = []
 
@@ -60,10 +60,37 @@ def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
     assert not devices & _abstract_names()
     assert _children() == children
     assert _worker_threads() == 0
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("vrambroker")]
+    assert not list(Path("/dev/shm").glob("vrambroker*"))
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    """A run directory with a short path, that other users can look into; empty again at the end but for logs."""
+    with _fresh_run_dir() as path:
+        yield path
+
+
+@pytest.fixture
+def start_daemon(run_dir: Path) -> Iterator[StartDaemon]:
+    """Start daemons: `start_daemon(capacity="64MiB", host_budget="64MiB")`, each on its own `host:N`."""
+    with _daemons(run_dir) as start:
+        yield start
 
 
 @pytest.fixture
 def daemon(start_daemon: StartDaemon) -> Daemon:
-    """A daemon that lends 64 MiB and parks 64 MiB."""
+    """A daemon of the test's own, that lends 64 MiB and parks 64 MiB."""
     return start_daemon()
+
+
+@pytest.fixture(scope="module")
+def module_daemon() -> Iterator[Daemon]:
+    with _fresh_run_dir() as path, _daemons(path) as start:
+        yield start()
+
+
+@pytest.fixture
+def shared(module_daemon: Daemon) -> Iterator[Daemon]:
+    """The module's daemon, for tests that leave it as they found it; all returned must mean all free."""
+    yield module_daemon
+    module_daemon.dismiss_clients()

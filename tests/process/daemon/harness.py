@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import grpc
 
@@ -24,6 +25,7 @@ from vrambroker.v1.broker_pb2_grpc import BrokerStub
 
 DEADLINE_S = 20.0
 MIB = 1 << 20
+ROOT = Path(__file__).parents[3]
 _numbers = itertools.count(os.getpid() % 1_000_000 * 1_000)
 
 
@@ -32,9 +34,11 @@ def unused_device() -> str:
     return f"host:{next(_numbers)}"
 
 
-def serve_command(device: str, run_dir: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "vrambroker.broker.cli", "serve", "--device", device, "--run-dir", str(run_dir)]
-    return [*command, *options]
+PROGRAM = ("-m", "vrambroker.broker.cli")
+
+
+def serve_command(device: str, run_dir: Path, *options: str, program: tuple[str, ...] = PROGRAM) -> list[str]:
+    return [sys.executable, *program, "serve", "--device", device, "--run-dir", str(run_dir), *options]
 
 
 class Operator:
@@ -72,7 +76,10 @@ class Operator:
             )
 
     def wait_until(self, claim: Callable[[v1.Status], bool]) -> v1.Status:
-        """Return the first status, looked at after each event, of which the claim holds."""
+        """Return the first status, looked at now and after each event, of which the claim holds."""
+        status = self.status()
+        if claim(status):
+            return status
         watch = self.stub.Watch(v1.WatchRequest(history=True), timeout=DEADLINE_S)
         try:
             for _ in watch:
@@ -101,16 +108,22 @@ def typed_errors() -> Iterator[None]:
 
 def typed(error: grpc.RpcError) -> BrokerError:
     assert isinstance(error, grpc.Call)
-    details = [value for key, value in error.trailing_metadata() or () if key == "vrambroker-error-bin"]
-    assert details, f"no detail: {error}"
-    assert isinstance(details[0], bytes)
-    return from_detail(v1.ErrorDetail.FromString(details[0]))
+    trailing = {one[0]: one[1] for one in cast(tuple[tuple[str, bytes], ...], error.trailing_metadata() or ())}
+    assert "vrambroker-error-bin" in trailing, f"no detail: {error}"
+    return from_detail(v1.ErrorDetail.FromString(trailing["vrambroker-error-bin"]))
 
 
 class Daemon:
     """A running `broker serve`."""
 
-    def __init__(self, run_dir: Path, *, device: str | None = None, options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        device: str | None = None,
+        options: tuple[str, ...] = (),
+        program: tuple[str, ...] = PROGRAM,
+    ) -> None:
         self.device = device or unused_device()
         self.run_dir = run_dir
         self.folder = run_dir / self.device
@@ -125,7 +138,7 @@ class Daemon:
         environment = {**os.environ, "NOTIFY_SOCKET": "@" + self._manager.getsockname()[1:].decode()}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                serve_command(self.device, run_dir, *options),
+                serve_command(self.device, run_dir, *options, program=program),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -144,8 +157,19 @@ class Daemon:
         self._clients.append(RawClient(self.handles, name))
         return self._clients[-1]
 
+    def client_with(self, token: bytes) -> RawClient:
+        """Return a client of the session that has this token."""
+        self._clients.append(RawClient(self.handles, "returning", token=token))
+        return self._clients[-1]
+
     def fds(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    def wait_for_status(self, claim: Callable[[v1.Status], bool]) -> None:
+        """Wait for something that no event tells of; each look is a round trip through the daemon's loop."""
+        end = time.monotonic() + DEADLINE_S
+        while not claim(status := self.operator.status()):
+            assert time.monotonic() < end, f"never came true: {status}"
 
     def wait_for_fds(self, count: int) -> None:
         """Wait until the daemon has no more than so many fds; each look is a round trip through its loop."""
@@ -173,26 +197,34 @@ class Daemon:
     def log(self) -> str:
         return self.log_path.read_text()
 
+    def dismiss_clients(self) -> None:
+        """Have every client say goodbye, and wait until the daemon has got everything back."""
+        for client in self._clients:
+            if not client.closed:
+                client.bye()
+        self._clients.clear()
+        self.wait_for_status(
+            lambda status: status.device.free_bytes == status.device.capacity_bytes and not status.host.used_bytes
+        )
+
     def _let_go(self) -> None:
         if self._operator is not None:
             self._operator.close()
             self._operator = None
         for client in self._clients:
-            if client._socket.fileno() >= 0:  # pyright: ignore[reportPrivateUsage]
-                client.close()
+            client.close()
         self._clients.clear()
         self._manager.close()
 
     def _wait_ready(self) -> None:
-        ended = os.pidfd_open(self.process.pid)
+        ended, manager = os.pidfd_open(self.process.pid), self._manager.fileno()
         try:
-            readable, _, _ = select.select([self._manager, ended], [], [], DEADLINE_S)
+            readable, _, _ = select.select([manager, ended], [], [], DEADLINE_S)
         finally:
             os.close(ended)
-        if self._manager not in readable:
+        if manager not in readable:
             self.process.kill()
             self.process.wait(DEADLINE_S)
             self._let_go()
             raise AssertionError(f"the daemon did not come up: {self.log()}")
         self.notified.append(self.notification())
-

@@ -1,8 +1,8 @@
-"""A client of the handle plane in plain Python: an agent thread that maps frames, parks and restores, and asks in between.
+"""A client of the handle plane in plain Python: an agent thread that maps frames, parks and restores.
 
-It speaks `records.py` over a real socket and shares nothing with the native client, so that each is a check on the other.
-Every record sent or received is counted and shown to `on_message`, where a test can kill the process; records of the types
-in `held` are kept back until `release`.
+It speaks `records.py` over a real socket and shares nothing with the native client, so that each is a check on the
+other. Every record sent or received is counted and shown to `on_message`, where a test can kill the process; records of
+the types in `held` are kept back.
 """
 
 import array
@@ -12,6 +12,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,7 @@ class RawClient:
         path: Path,
         name: str = "worker",
         *,
+        token: bytes = NO_TOKEN,
         on_message: Callable[[records.Record, int], None] = lambda record, count: None,
     ) -> None:
         self.path = path
@@ -124,7 +126,7 @@ class RawClient:
         self._requests = 0
         self._changed = threading.Condition()
         self._socket = connect(path)
-        self.welcome = self._greet(NO_TOKEN)
+        self.welcome = self._greet(token)
         self._start()
 
     @property
@@ -143,7 +145,8 @@ class RawClient:
 
     def drop_connection(self) -> None:
         """Lose the connection; the process lives."""
-        self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._agent.join(DEADLINE_S)
         self._socket.close()
 
@@ -233,12 +236,6 @@ class RawClient:
             slot.memory is not None and _has_pattern(slot.memory, slot.size_bytes, seed + number)
             for number, slot in self.leases[lease].slots.items()
         )
-
-    def release(self, kind: type[records.Record]) -> None:
-        """Hold records of this type back no more, and obey those that were."""
-        self.held.discard(kind)
-        while self.kept_back:
-            self._obey(self.kept_back.popleft())
 
     def send(self, record: records.Record) -> None:
         try:
@@ -349,7 +346,7 @@ class RawClient:
         self.send(records.Left(lease=recall.lease, slots=tuple(told.slot for told in recall.slots), failure=""))
 
     def _close_gates(self, order: records.PauseOrder) -> None:
-        """Answer by what `scopes` says of the tags: "quiet", or the name of a scope that is in use; nothing: no scopes."""
+        """Answer by what `scopes` says of the tags: "quiet", or the name of a scope in use; nothing: no scopes."""
         for tag in order.tags:
             scope = self.scopes.get(tag)
             if scope is None:
@@ -385,6 +382,4 @@ def _write_pattern(memory: mmap.mmap, size_bytes: int, seed: int) -> None:
 
 
 def _has_pattern(memory: mmap.mmap, size_bytes: int, seed: int) -> bool:
-    return all(
-        _WORD.unpack_from(memory, at)[0] == seed * 1_000_003 + at for at in range(0, size_bytes, _STRIDE_BYTES)
-    )
+    return all(_WORD.unpack_from(memory, at)[0] == seed * 1_000_003 + at for at in range(0, size_bytes, _STRIDE_BYTES))

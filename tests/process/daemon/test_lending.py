@@ -15,22 +15,22 @@ def _everything_is_free(status: v1.Status) -> bool:
     return status.device.free_bytes == status.device.capacity_bytes
 
 
-def test_a_session_is_welcomed_with_what_it_needs(daemon: Daemon) -> None:
-    client = daemon.client("trainer")
+def test_a_session_is_welcomed_with_what_it_needs(shared: Daemon) -> None:
+    client = shared.client("trainer")
     welcome = client.welcome
-    assert (welcome.name, welcome.device, welcome.capacity_bytes) == ("trainer", daemon.device, CAPACITY_BYTES)
+    assert (welcome.name, welcome.device, welcome.capacity_bytes) == ("trainer", shared.device, CAPACITY_BYTES)
     assert welcome.session > 0
     assert any(welcome.token)
     assert welcome.frame_sizes_bytes[0] == 2 * MIB
-    assert daemon.client("trainer").welcome.name == "trainer-2"
+    assert shared.client("trainer").welcome.name == "trainer-2"
 
 
-def test_lease_and_return(daemon: Daemon) -> None:
-    client = daemon.client("trainer")
+def test_lease_and_return(shared: Daemon) -> None:
+    client = shared.client("trainer")
     lease = client.lease("weights", 40 * MIB)
     assert client.leases[lease].mapped_bytes == 40 * MIB
     client.fill(lease, 1)
-    status = daemon.operator.status()
+    status = shared.operator.status()
     assert status.device.lent_bytes == 40 * MIB
     (session,) = status.sessions
     (tag,) = session.tags
@@ -43,9 +43,9 @@ def test_lease_and_return(daemon: Daemon) -> None:
     slot = next(iter(client.leases[lease].slots))
     size_bytes = client.leases[lease].slots[slot].size_bytes
     client.give_back(lease, slot)
-    assert daemon.operator.status().device.lent_bytes == 40 * MIB - size_bytes
+    assert shared.operator.status().device.lent_bytes == 40 * MIB - size_bytes
     client.give_back(lease)
-    daemon.operator.wait_until(_everything_is_free)
+    shared.operator.wait_until(_everything_is_free)
 
 
 def test_many_frames_come_in_small_batches(start_daemon: StartDaemon) -> None:
@@ -56,29 +56,29 @@ def test_many_frames_come_in_small_batches(start_daemon: StartDaemon) -> None:
     assert client.leases[lease].mapped_bytes == 94 * MIB
 
 
-def test_pause_costs_nothing_until_somebody_needs_the_room(daemon: Daemon) -> None:
-    client = daemon.client()
+def test_pause_costs_nothing_until_somebody_needs_the_room(shared: Daemon) -> None:
+    client = shared.client()
     lease = client.lease("weights", 40 * MIB)
     client.fill(lease, 1)
     client.pause("weights")
     assert client.leases[lease].paused
     assert client.intact(lease, 1)
-    (session,) = daemon.operator.status().sessions
+    (session,) = shared.operator.status().sessions
     assert session.tags[0].state == v1.LEASE_STATE_IDLE
     assert client.resume("weights") == {"weights": True}
     assert client.intact(lease, 1)
     assert not [record for record in client.seen if isinstance(record, records.Recall)]
 
 
-def test_contents_come_back_through_the_arena(daemon: Daemon) -> None:
-    trainer, rollout = daemon.client("trainer"), daemon.client("rollout")
+def test_contents_come_back_through_the_arena(shared: Daemon) -> None:
+    trainer, rollout = shared.client("trainer"), shared.client("rollout")
     weights = trainer.lease("weights", 40 * MIB)
     trainer.fill(weights, 1)
     trainer.pause("weights")
     cache = rollout.lease("cache", 48 * MIB, DROP)
     rollout.fill(cache, 1_000)
     assert trainer.leases[weights].mapped_bytes < 40 * MIB
-    status = daemon.operator.status()
+    status = shared.operator.status()
     assert status.device.lent_bytes <= CAPACITY_BYTES
     assert status.host.used_bytes > 0
     rollout.pause("cache")
@@ -90,8 +90,8 @@ def test_contents_come_back_through_the_arena(daemon: Daemon) -> None:
     assert rollout.leases[cache].mapped_bytes == 48 * MIB
 
 
-def test_zeroed_contents_are_zero_after_they_were_away(daemon: Daemon) -> None:
-    first, second = daemon.client("first"), daemon.client("second")
+def test_zeroed_contents_are_zero_after_they_were_away(shared: Daemon) -> None:
+    first, second = shared.client("first"), shared.client("second")
     lease = first.lease("scratch", 64 * MIB, ZERO)
     first.fill(lease, 1)
     first.pause("scratch", release=True)
@@ -105,8 +105,8 @@ def test_zeroed_contents_are_zero_after_they_were_away(daemon: Daemon) -> None:
         assert not slot.memory[:].strip(b"\0")
 
 
-def test_a_resume_waits_for_room_and_tells_who_has_it(daemon: Daemon) -> None:
-    first, second = daemon.client("first"), daemon.client("second")
+def test_a_resume_waits_for_room_and_tells_who_has_it(shared: Daemon) -> None:
+    first, second = shared.client("first"), shared.client("second")
     first.lease("a", 48 * MIB)
     first.pause("a", release=True)
     held = second.lease("b", 48 * MIB)
@@ -116,14 +116,14 @@ def test_a_resume_waits_for_room_and_tells_who_has_it(daemon: Daemon) -> None:
     detail = v1.ErrorDetail.FromString(caught.value.detail)
     assert [(holder.session, holder.tag) for holder in detail.holders] == [("second", "b")]
     waiting = first.begin(lambda number: records.Resume(request=number, timeout_ms=15_000, tags=("a",)))
-    daemon.operator.wait_until(lambda status: len(status.queue) == 1)
+    shared.operator.wait_until(lambda status: len(status.queue) == 1)
     second.give_back(held)
     assert [one.tag for one in first.answer(waiting).leases] == ["a"]
 
 
-def test_a_claim_fetches_what_grpc_leased(daemon: Daemon) -> None:
-    client = daemon.client()
-    stub, metadata = daemon.operator.stub, (("vrambroker-token-bin", client.token),)
+def test_a_claim_fetches_what_grpc_leased(shared: Daemon) -> None:
+    client = shared.client()
+    stub, metadata = shared.operator.stub, (("vrambroker-token-bin", client.token),)
     request = v1.LeaseRequest(request_id="r1", tag="weights", contents=v1.CONTENTS_KEEP, size_bytes=8 * MIB)
     leased = stub.Lease(request, metadata=metadata, timeout=20)
     assert leased.claim
@@ -135,36 +135,36 @@ def test_a_claim_fetches_what_grpc_leased(daemon: Daemon) -> None:
     assert caught.value.name == "UnknownLease"
 
 
-def test_an_operator_pauses_what_has_scopes_and_nothing_else(daemon: Daemon) -> None:
-    client = daemon.client("rollout")
+def test_an_operator_pauses_what_has_scopes_and_nothing_else(shared: Daemon) -> None:
+    client = shared.client("rollout")
     for tag in ("cache", "weights", "graphs"):
         client.lease(tag, 2 * MIB)
     client.scopes.update(cache="quiet", graphs="decode")
-    assert len(daemon.operator.pause("rollout", "cache").leases) == 1
+    assert len(shared.operator.pause("rollout", "cache").leases) == 1
     client.wait_for(lambda: any(lease.paused for lease in client.leases.values()))
     with pytest.raises(Exception, match="weights") as refused:
-        daemon.operator.pause("rollout", "weights")
+        shared.operator.pause("rollout", "weights")
     assert type(refused.value).__name__ == "NotQuiescent"
     with pytest.raises(Exception, match="decode") as late:
-        daemon.operator.pause("rollout", "graphs", timeout_ms=200)
+        shared.operator.pause("rollout", "graphs", timeout_ms=200)
     assert type(late.value).__name__ in ("WaitExpired", "NotQuiescent")
-    assert [one.same_pages for one in daemon.operator.resume("rollout", "cache").leases] == [True]
+    assert [one.same_pages for one in shared.operator.resume("rollout", "cache").leases] == [True]
 
 
-def test_the_arena_is_let_go_of_when_the_last_of_a_domain_leaves(daemon: Daemon) -> None:
-    client = daemon.client()
+def test_the_arena_is_let_go_of_when_the_last_of_a_domain_leaves(shared: Daemon) -> None:
+    client = shared.client()
     lease = client.lease("weights", 8 * MIB)
     client.fill(lease, 1)
     client.pause("weights", release=True)
     assert len(client.arena) == 1
-    assert daemon.operator.status().host.used_bytes > 0
+    assert shared.operator.status().host.used_bytes > 0
     client.bye()
-    daemon.operator.wait_until(lambda status: status.host.used_bytes == 0)
+    shared.wait_for_status(lambda status: status.host.used_bytes == 0)
 
 
-def test_a_pause_that_cannot_be_kept_is_refused(daemon: Daemon) -> None:
+def test_a_pause_that_cannot_be_kept_is_refused(shared: Daemon) -> None:
     """The arena has 64 MiB in all, so the second tag has no place left."""
-    first = daemon.client("first")
+    first = shared.client("first")
     first.lease("a", 40 * MIB)
     first.lease("b", 24 * MIB)
     first.pause("a")
@@ -172,7 +172,7 @@ def test_a_pause_that_cannot_be_kept_is_refused(daemon: Daemon) -> None:
         first.lease("c", 64 * MIB + 2 * MIB)
     assert caught.value.name == "InvalidArgument"
     first.pause("b")
-    second = daemon.client("second")
+    second = shared.client("second")
     lease = second.lease("c", 8 * MIB)
     with pytest.raises(Refused) as full:
         second.pause("c")
@@ -180,9 +180,9 @@ def test_a_pause_that_cannot_be_kept_is_refused(daemon: Daemon) -> None:
     assert not second.leases[lease].paused
 
 
-def test_two_clients_swap_again_and_again(daemon: Daemon) -> None:
+def test_two_clients_swap_again_and_again(shared: Daemon) -> None:
     """They want 96 of 64 MiB and take turns; the contents of both survive every swap."""
-    one, two = daemon.client("one"), daemon.client("two")
+    one, two = shared.client("one"), shared.client("two")
     first = one.lease("data", 48 * MIB)
     one.fill(first, 1)
     one.pause("data")
@@ -200,19 +200,19 @@ def test_two_clients_swap_again_and_again(daemon: Daemon) -> None:
         two.pause("data", "burst")
 
 
-def test_typed_errors_need_no_text(daemon: Daemon) -> None:
-    client = daemon.client()
+def test_typed_errors_need_no_text(shared: Daemon) -> None:
+    client = shared.client()
     with pytest.raises(Refused) as caught:
         client.pause("nothing")
     assert caught.value.name == "UnknownTag"
     with pytest.raises(Exception, match="nobody") as unknown, typed_errors():
-        daemon.operator.pause("nobody", "x")
+        shared.operator.pause("nobody", "x")
     assert type(unknown.value).__name__ == "UnknownSession"
 
 
 @pytest.mark.parametrize("contents", [KEEP, DROP, ZERO])
-def test_every_policy_survives_a_pause_nobody_needed(daemon: Daemon, contents: int) -> None:
-    client = daemon.client()
+def test_every_policy_survives_a_pause_nobody_needed(shared: Daemon, contents: int) -> None:
+    client = shared.client()
     lease = client.lease("x", 2 * MIB, contents)
     client.fill(lease, 5)
     client.pause("x")

@@ -1,7 +1,7 @@
-"""A worker process for tests that need one to kill: `worker.py HANDLES DIE_AT` lives a whole life of a session, told in lines.
+"""A worker process for tests that need one to kill: `worker.py HANDLES DIE_AT` lives the whole life of a session.
 
-It kills itself at its DIE_AT-th message on the handle socket, sent or received; 0 is before it connects. It waits for a line
-on stdin at the point where the test's other client needs the memory.
+It kills itself at its DIE_AT-th message on the handle socket, sent or received; 0 is before it connects. It tells a
+line on stdout and waits for one on stdin at the point where the test's other client needs the memory.
 """
 
 import os

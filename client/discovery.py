@@ -1,0 +1,176 @@
+"""Where the broker of a device is: run directories, their device folders, and the two sockets in each.
+
+A daemon keeps `RUN_DIR/<device id>/handles.sock` and `rpc.sock`. The run directory is `VRAMBROKER_RUN_DIR` if set, else
+`/run/vrambroker`, else `$XDG_RUNTIME_DIR/vrambroker`; without the variable both of the latter are searched, in this
+order.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument
+
+RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
+HANDLE_SOCKET = "handles.sock"
+RPC_SOCKET = "rpc.sock"
+SYSTEM_RUN_DIR = Path("/run/vrambroker")
+
+# sun_path has 108 bytes, the closing zero included (unix(7)).
+_SOCKET_PATH_BYTES_MAX = 107
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """The broker of one device, as its files name it; nothing says that a daemon is alive behind them."""
+
+    device: str
+    directory: Path
+
+    @property
+    def handle_socket(self) -> Path:
+        return self.directory / HANDLE_SOCKET
+
+    @property
+    def rpc_socket(self) -> Path:
+        return self.directory / RPC_SOCKET
+
+
+def run_dirs() -> tuple[Path, ...]:
+    """Return the run directories to search, most telling first."""
+    named = os.environ.get(RUN_DIR_VARIABLE)
+    if named:
+        return (Path(named),)
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    if not session:
+        return (SYSTEM_RUN_DIR,)
+    return (SYSTEM_RUN_DIR, Path(session) / "vrambroker")
+
+
+def endpoints() -> tuple[Endpoint, ...]:
+    """Return every device that has a handle socket, one entry a device, sorted by name within a directory."""
+    found: dict[str, Endpoint] = {}
+    for directory in run_dirs():
+        for folder in _folders(directory):
+            if _has_socket(folder):
+                found.setdefault(folder.name, Endpoint(device=folder.name, directory=folder))
+    return tuple(found.values())
+
+
+def find(device: str | None = None) -> Endpoint:
+    """Return the broker of `device`: `host` (= `host:0`), `host:N`, `cuda`, `cuda:N` or a GPU's UUID.
+
+    None means the only one there; if there are several, that of torch's current CUDA device.
+    Raises `BrokerUnavailable` if there is none, `InvalidArgument` if `device` can't be one or None is ambiguous.
+    """
+    known = endpoints()
+    if device is None:
+        return _only(known)
+    wanted = device_id(device)
+    for endpoint in known:
+        if endpoint.device == wanted:
+            return _reachable(endpoint)
+    raise _unavailable(wanted, known)
+
+
+def device_id(device: str) -> str:
+    """Return the id, which is also the folder's name, of a device as people call it.
+
+    Raises `InvalidArgument` for what can't be a device, and for `cuda:N` where torch sees no such GPU.
+    """
+    if device == "host":
+        return "host:0"
+    if device == "cuda" or device.startswith("cuda:"):
+        return _cuda_uuid(device)
+    if not device or "/" in device or "\0" in device or device.startswith("."):
+        raise InvalidArgument(
+            message=f"{device!r} is no device: expected host, host:N, cuda, cuda:N or a GPU's UUID", argument="device"
+        )
+    return device
+
+
+def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
+    """Return the error for a daemon whose sockets are there but which does not answer."""
+    return BrokerUnavailable(
+        message=f"no broker answers at {endpoint.handle_socket} ({why}): "
+        f"start one with `broker serve --device {endpoint.device}`",
+        path=str(endpoint.handle_socket),
+    )
+
+
+def _folders(directory: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in directory.iterdir())
+    except OSError:
+        return []
+
+
+def _has_socket(folder: Path) -> bool:
+    try:
+        return stat.S_ISSOCK((folder / HANDLE_SOCKET).stat().st_mode)
+    except OSError:
+        return False
+
+
+def _only(known: tuple[Endpoint, ...]) -> Endpoint:
+    if len(known) == 1:
+        return _reachable(known[0])
+    if not known:
+        raise _unavailable("any device", known)
+    current = _current_cuda_uuid()
+    for endpoint in known:
+        if endpoint.device == current:
+            return _reachable(endpoint)
+    names = ", ".join(endpoint.device for endpoint in known)
+    raise InvalidArgument(message=f"there are several brokers here ({names}): name one with device=", argument="device")
+
+
+def _reachable(endpoint: Endpoint) -> Endpoint:
+    path = str(endpoint.handle_socket)
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+        raise InvalidArgument(
+            message=f"the socket's path has more than {_SOCKET_PATH_BYTES_MAX} bytes: {path}; "
+            "choose a shorter run directory",
+            argument=RUN_DIR_VARIABLE,
+        )
+    return endpoint
+
+
+def _unavailable(wanted: str, known: tuple[Endpoint, ...]) -> BrokerUnavailable:
+    where = " or ".join(str(directory) for directory in run_dirs())
+    there = f" (there is one for {', '.join(endpoint.device for endpoint in known)})" if known else ""
+    start = wanted if known or wanted != "any device" else "host"
+    return BrokerUnavailable(
+        message=f"no broker for {wanted} at {where}{there}: start one with `broker serve --device {start}`, "
+        f"or name its run directory in {RUN_DIR_VARIABLE}",
+        path=where,
+    )
+
+
+def _cuda_uuid(device: str) -> str:
+    import torch
+
+    number = device.partition(":")[2]
+    if number and not number.isdecimal():
+        raise InvalidArgument(message=f"{device!r} is no device: expected cuda:N", argument="device")
+    if not torch.cuda.is_available():
+        raise InvalidArgument(message=f"{device}: torch sees no GPU in this process", argument="device")
+    index = int(number) if number else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise InvalidArgument(
+            message=f"{device}: torch sees {torch.cuda.device_count()} GPUs in this process", argument="device"
+        )
+    ask: Callable[[int], Any] = getattr(torch.cuda, "get_device_properties")  # noqa: B009 (torch does not type it)
+    return f"GPU-{ask(index).uuid}"
+
+
+def _current_cuda_uuid() -> str | None:
+    # Only a process that already uses CUDA has a current device; asking would otherwise create a context.
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return _cuda_uuid("cuda")

@@ -1,0 +1,320 @@
+"""`Memory`: what a worker leases from its broker, as torch code sees it. Synchronous, thread-safe."""
+
+import functools
+import os
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
+
+from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
+from vrambroker.client import discovery, native
+
+if TYPE_CHECKING:
+    import torch
+
+    from vrambroker.client.placing import Placeable
+    from vrambroker.client.status import Status
+
+Contents = Literal["keep", "drop", "zero"]
+Placed = TypeVar("Placed", bound="Placeable")
+
+TIMEOUT_S = 10.0
+
+
+class Memory:
+    """The memory that this process leases from one device's broker.
+
+    Memory is leased under a *tag*. A tag is paused and resumed as a whole; its tensors keep their addresses throughout.
+    Touching memory of a paused tag is a fault of the process (SIGSEGV), as it is on a GPU.
+
+    Timeouts are in seconds; 0 means at once: only what is certain is waited for. Every method may raise `BrokerLost`
+    (the daemon went away: what is resident stays usable), `WrongState` (closed, or in a child forked from the process
+    that connected) and `InvalidArgument`; a method that raises has changed nothing.
+    """
+
+    def __init__(self, *, endpoint: discovery.Endpoint, client: native.Client) -> None:
+        """For `connect` alone."""
+        from vrambroker.client.rpc import Control
+
+        self._endpoint = endpoint
+        self._client = client
+        self._info = client.info()
+        self._closed = False
+        self._leases: dict[tuple[str, str], native.Lease] = {}
+        self._control = Control(endpoint, token=self._token)
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<vrambroker Memory {self.name!r} on {self.device}{state}>"
+
+    @property
+    def name(self) -> str:
+        """The session's name, as the daemon gave it: another than asked for if that was taken."""
+        return self._info.name
+
+    @property
+    def device(self) -> str:
+        """The device's id: `host:0`, or a GPU's UUID."""
+        return self._endpoint.device
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What the daemon lends of this device in all."""
+        return self._info.capacity_bytes
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags used so far through this object, in order of first use."""
+        return tuple(dict.fromkeys(tag for tag, _ in tuple(self._leases)))
+
+    def empty(
+        self,
+        shape: int | Sequence[int],
+        *,
+        dtype: "torch.dtype | None" = None,
+        tag: str,
+        contents: Contents = "keep",
+        timeout: float = TIMEOUT_S,
+    ) -> "torch.Tensor":
+        """Return an uninitialised contiguous tensor in leased memory (under `zero` it reads as zero).
+
+        `dtype` is torch's default unless given. Its memory can't be resized. It goes back when torch drops the last
+        tensor over it, in any state of the tag, also after `close`. A tensor without elements has no memory.
+        Raises `OutOfDeviceMemory` at once if idle memory can't cover it, `WrongState` if the tag is paused.
+        """
+        import torch
+
+        from vrambroker.client import tensors
+
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        lease = self._lease(tag, contents)
+        allocate = functools.partial(tensors.leased_storage, lease, timeout_s=timeout)
+        return tensors.empty(allocate, sizes, torch.get_default_dtype() if dtype is None else dtype)
+
+    def place(
+        self,
+        what: Placed,
+        tag: str,
+        contents: Contents = "keep",
+        *,
+        grads: bool = False,
+        timeout: float = TIMEOUT_S,
+    ) -> Placed:
+        """Move a module's parameters and buffers, or tensors (also in lists, tuples, dicts), to leased memory.
+
+        It happens in place: every Parameter and tensor stays the same object with its values, strides, offset and
+        `requires_grad`; those that shared a storage share the new one. Whole storages move. With `grads`, the gradients
+        that are there move as well; later ones are wherever the backward pass makes them. Tensors over the same memory
+        that were not given, such as an earlier `parameter.data` or a numpy view, stay over the old memory.
+        Returns `what`. Raises `InvalidArgument` for a tensor without plain strided memory on the host, and what `empty`
+        raises; then nothing has moved.
+        """
+        from vrambroker.client import placing, tensors
+
+        lease = self._lease(tag, contents)
+        placing.place(what, functools.partial(tensors.leased_storage, lease, timeout_s=timeout), grads=grads)
+        return what
+
+    @contextmanager
+    def region(self, tag: str, contents: Contents = "keep", *, timeout: float = TIMEOUT_S) -> Generator[None]:
+        """Lease what this thread's torch operators allocate in the block, under the tag; also a decorator.
+
+        Of nested regions the innermost counts; other threads allocate as ever. On `host` it covers the storages that
+        operators make: parameters, results, and gradients of a backward pass begun in the block. Not covered are memory
+        that torch did not allocate itself (numpy, `torch.load`, mapped files; see `place`), `copy.deepcopy` of a plain
+        tensor, and what has no plain strided memory. Memory leased here can't be resized.
+        Raises `WrongState` if the tag is paused; in the block, an operator that finds no room raises
+        `OutOfDeviceMemory`.
+        """
+        from vrambroker.client import tensors
+        from vrambroker.client.torch_host import RegionMode
+
+        lease = self._lease(tag, contents)
+        if self._client.is_paused(tag):
+            raise WrongState(
+                message=f"tag {tag} is paused: resume it before allocating under it",
+                session=self.name,
+                tag=tag,
+                state="paused",
+            )
+        with RegionMode(functools.partial(tensors.leased_storage, lease, timeout_s=timeout)):
+            yield
+
+    def pause(self, *tags: str, release: bool = False, timeout: float = TIMEOUT_S) -> None:
+        """Let the broker take these tags' memory when somebody needs it (all of this object's tags, if none are named).
+
+        Costs nothing until then. The caller has seen to it that no other thread works on the memory. With `release`,
+        returns when it has left. Pausing what is paused is no error.
+        Raises `NotQuiescent` if a `use` scope is open, `OutOfHostMemory` if contents to be kept have no place,
+        `UnknownTag`.
+        """
+        named = tags or self.tags
+        if named:
+            self._client.pause(named, release=release, timeout_s=timeout)
+
+    def resume(self, *tags: str, timeout: float = TIMEOUT_S) -> dict[str, bool]:
+        """Bring these tags back, all or none (all of this object's tags, if none are named).
+
+        Returns, per tag, whether its pages are the same as before the pause, so that registrations with NCCL or a NIC
+        still hold. Waits for room up to `timeout`. Resuming what is resident is no error.
+        Raises `OutOfDeviceMemory` or `WaitExpired`, with the holders, and `UnknownTag`.
+        """
+        named = tags or self.tags
+        return self._client.resume(named, timeout_s=timeout) if named else {}
+
+    @contextmanager
+    def use(self, *tags: str, name: str = "use") -> Generator[None]:
+        """Hold these tags resident in the block (all of this object's tags, if none are named).
+
+        A session that has such scopes can be paused from outside: that waits until no scope on the tag is open. Scopes
+        nest, and any number of threads may be in them. `name` is what an operator is told while it waits.
+        Raises `WrongState` if a tag is paused or about to be, and nothing is entered.
+        """
+        named = tags or self.tags
+        if not named:
+            yield
+            return
+        self._client.use_enter(named, name)
+        try:
+            yield
+        finally:
+            self._client.use_exit(named, name)
+
+    def status(self) -> "Status":
+        """Return what the broker knows of everybody: device, sessions, queue, host memory."""
+        self._check_open()
+        return self._control.status()
+
+    def mark(self, label: str) -> None:
+        """Write a stage's name into the broker's event stream, for the timeline."""
+        self._check_open()
+        self._control.mark(label)
+
+    def stats(self) -> native.Stats:
+        """Return the native client's own books; asks the daemon for nothing."""
+        return self._client.stats()
+
+    def close(self) -> None:
+        """End the use of this object, as often as `connect` returned it.
+
+        Tensors that are alive stay valid and resident as they were; their memory goes back as they die, and the session
+        ends with the last of them. Closing once more than connected is no error, nor is closing in a forked child.
+        """
+        if _attachments.release(self):
+            self._closed = True
+            self._control.close()
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        """Return itself; the end of the block closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lease(self, tag: str, contents: str) -> native.Lease:
+        # Opened anew each time, though it is the same lease: a closed client and a forked child are refused here.
+        lease = self._client.open_lease(tag, contents)
+        return self._leases.setdefault((tag, contents), lease)
+
+    def _token(self) -> bytes:
+        return self._info.token
+
+    def _check_open(self) -> None:
+        # The control plane would answer anybody; the native client knows whether this object is closed or not ours.
+        self._client.info()
+        if self._closed:
+            raise WrongState(message=f"{self!r} is closed: connect again", session=self.name, state="closed")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attachment:
+    """One Memory of this process, under the name that was asked for, and how often `connect` returned it."""
+
+    memory: Memory
+    asked_name: str
+    users: int = 1
+
+
+class _Attachments:
+    """What this process is attached to, by device."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_device: dict[str, _Attachment] = {}
+        os.register_at_fork(after_in_child=self._forget)
+
+    def attach(self, name: str, device: str | None, timeout_s: float) -> Memory:
+        endpoint = discovery.find(device)
+        with self._lock:
+            there = self._by_device.get(endpoint.device)
+            if there is None:
+                memory = Memory(endpoint=endpoint, client=_open_client(endpoint, name, timeout_s))
+                there = self._by_device[endpoint.device] = _Attachment(memory=memory, asked_name=name, users=0)
+            if there.asked_name != name:
+                raise _attached_otherwise(there, name)
+            there.users += 1
+            return there.memory
+
+    def release(self, memory: Memory) -> bool:
+        """Whether this was the last use of a Memory of this process."""
+        with self._lock:
+            there = self._by_device.get(memory.device)
+            if there is None or there.memory is not memory:
+                return False
+            there.users -= 1
+            if there.users == 0:
+                del self._by_device[memory.device]
+            return there.users == 0
+
+    def _forget(self) -> None:
+        # A lock held by another thread at the fork would stay locked here, and the parent's sessions are not ours.
+        self._lock = threading.Lock()
+        self._by_device = {}
+
+
+_attachments = _Attachments()
+
+
+def _attached_otherwise(there: _Attachment, name: str) -> WrongState:
+    return WrongState(
+        message=f"this process is attached to {there.memory.device} as {there.asked_name!r} already: "
+        f"it can't be {name!r} as well",
+        session=there.asked_name,
+        state="attached",
+    )
+
+
+def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> native.Client:
+    # Asking for the installed version costs as much as the rest of this import.
+    from vrambroker.broker.version import VERSION
+
+    # A library that is not there is another matter than a daemon that is not, and says so by itself.
+    native.library()
+    try:
+        return native.Client(
+            socket_path=str(endpoint.handle_socket),
+            name=name,
+            device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
+            version=VERSION,
+            timeout_s=timeout_s,
+        )
+    except BrokerUnavailable as error:
+        raise discovery.unreachable(endpoint, error.message) from error
+
+
+def connect(name: str, device: str | None = None, *, timeout: float = TIMEOUT_S) -> Memory:
+    """Attach this process, as `name`, to the broker of a device; `Memory.close` ends it.
+
+    `device`: `host` (= `host:0`), `host:N`, `cuda:N`, a GPU's UUID; None for the only one there, or torch's current
+    GPU. A process is one session a device: connecting again with the same name returns the same object, to be closed as
+    often.
+    Raises `BrokerUnavailable` (no daemon: says how to start one), `VersionMismatch`, `InvalidArgument`, and
+    `WrongState` for another name than this process has on that device.
+    """
+    return _attachments.attach(name, device, timeout)

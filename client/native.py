@@ -1,0 +1,378 @@
+"""The binding to libvrambroker.so: its C ABI (`native/include/vrambroker/vrambroker.h`) in Python's types.
+
+Every call lets go of the GIL while it is in the library, is thread-safe, and raises what the library answers as the
+`BrokerError` that its daemon meant. The library is loaded when first needed, not at import.
+"""
+
+import ctypes
+import math
+import re
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import cache
+from importlib import resources
+
+from vrambroker.broker.core import errors
+
+ABI_VERSION = 1
+DETAIL_BYTES_MAX = 8192
+_U32_MAX = (1 << 32) - 1
+_LABEL = re.compile(r"[A-Za-z0-9_.:@+-]{1,64}")
+
+
+class Status(IntEnum):
+    """`vrb_status`: what a call came to."""
+
+    OK = 0
+    REFUSED = 1
+    INVALID = 2
+    WRONG_STATE = 3
+    NOT_QUIESCENT = 4
+    UNAVAILABLE = 5
+    LOST = 6
+    DEVICE = 7
+    VERSION = 8
+    FORKED = 9
+    UNKNOWN_TAG = 10
+
+
+class _Error(ctypes.Structure):
+    name: bytes
+    message: bytes
+    subject: bytes
+    detail_size: int
+    detail: "ctypes.Array[c_uint8]"
+
+    _fields_ = (
+        ("name", c_char * 64),
+        ("message", c_char * 512),
+        ("subject", c_char * 128),
+        ("detail_size", c_uint32),
+        ("detail", c_uint8 * DETAIL_BYTES_MAX),
+    )
+
+
+class _Info(ctypes.Structure):
+    session: int
+    token: "ctypes.Array[c_uint8]"
+    capacity_bytes: int
+    frame_bytes_min: int
+    name: bytes
+    device: bytes
+    version: bytes
+
+    _fields_ = (
+        ("session", c_uint64),
+        ("token", c_uint8 * 16),
+        ("capacity_bytes", c_uint64),
+        ("frame_bytes_min", c_uint64),
+        ("name", c_char * 128),
+        ("device", c_char * 128),
+        ("version", c_char * 64),
+    )
+
+
+class _Stats(ctypes.Structure):
+    leases: int
+    reserved_bytes: int
+    mapped_bytes: int
+    allocated_bytes: int
+    allocations: int
+    copied_out_bytes: int
+    copied_in_bytes: int
+    requests: int
+    reconnects: int
+
+    _fields_ = (
+        ("leases", c_uint64),
+        ("reserved_bytes", c_uint64),
+        ("mapped_bytes", c_uint64),
+        ("allocated_bytes", c_uint64),
+        ("allocations", c_uint64),
+        ("copied_out_bytes", c_uint64),
+        ("copied_in_bytes", c_uint64),
+        ("requests", c_uint64),
+        ("reconnects", c_uint64),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """Who this client is to its daemon; `name` is as the daemon gave it."""
+
+    session: int
+    token: bytes
+    capacity_bytes: int
+    frame_bytes_min: int
+    name: str
+    device: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """The native client's books; the last four count from when it was opened."""
+
+    leases: int
+    reserved_bytes: int
+    mapped_bytes: int
+    allocated_bytes: int
+    allocations: int
+    copied_out_bytes: int
+    copied_in_bytes: int
+    requests: int
+    reconnects: int
+
+
+_CONTENTS = {"keep": 1, "drop": 2, "zero": 3}
+
+_SIGNATURES: dict[str, tuple[object, ...]] = {
+    "vrb_connect": (c_char_p, c_char_p, c_char_p, c_char_p, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_close": (c_void_p, POINTER(_Error)),
+    "vrb_get_info": (c_void_p, POINTER(_Info), POINTER(_Error)),
+    "vrb_get_stats": (c_void_p, POINTER(_Stats), POINTER(_Error)),
+    "vrb_lease_open": (c_void_p, c_char_p, c_int, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_malloc": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_free": (c_void_p, c_void_p, POINTER(_Error)),
+    "vrb_pause": (c_void_p, POINTER(c_char_p), c_uint32, c_int, c_uint32, POINTER(_Error)),
+    "vrb_resume": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(c_uint8), POINTER(_Error)),
+    "vrb_use_enter": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
+    "vrb_use_exit": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
+    "vrb_tag_paused": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
+    "vrb_tensor": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+}
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load libvrambroker.so from the package, once.
+
+    Raises `BrokerUnavailable` if it is not there, `VersionMismatch` if it is of another ABI.
+    """
+    resource = resources.files("vrambroker") / "_native" / "libvrambroker.so"
+    try:
+        with resources.as_file(resource) as path:
+            loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise errors.BrokerUnavailable(
+            message=f"libvrambroker.so can't be loaded ({error}): reinstall vrambroker, or build it with `make setup`",
+            path=str(resource),
+        ) from error
+    loaded.vrb_abi_version.argtypes = ()
+    loaded.vrb_abi_version.restype = c_int
+    found = int(loaded.vrb_abi_version())
+    if found != ABI_VERSION:
+        raise errors.VersionMismatch(
+            message=f"libvrambroker.so has ABI {found}, this client needs {ABI_VERSION}: reinstall vrambroker",
+            client_version=str(ABI_VERSION),
+            broker_version=str(found),
+        )
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes = arguments
+        function.restype = c_int
+    return loaded
+
+
+def check_label(text: str, argument: str) -> bytes:
+    """Return a name, tag or scope as the library takes it. Raises `InvalidArgument` (a C string would end at a NUL)."""
+    if not _LABEL.fullmatch(text):
+        shown = text if len(text) <= 64 else f"{text[:61]}..."
+        raise errors.InvalidArgument(
+            message=f"{argument} {shown!r}: expected 1 to 64 characters of A-Z a-z 0-9 _ . : @ + -", argument=argument
+        )
+    return text.encode("ascii")
+
+
+def milliseconds(timeout_s: float) -> int:
+    """Return a timeout as the library takes it: rounded up, so that only 0 means "at once"; capped at 49 days.
+
+    Raises `InvalidArgument` for a negative one or none at all.
+    """
+    if math.isnan(timeout_s) or timeout_s < 0:
+        raise errors.InvalidArgument(message=f"timeout {timeout_s}: expected seconds, 0 or more", argument="timeout")
+    return _U32_MAX if timeout_s * 1000 >= _U32_MAX else math.ceil(timeout_s * 1000)
+
+
+def contents_number(contents: str) -> int:
+    """Return `vrb_contents` for a policy's name. Raises `InvalidArgument`."""
+    number = _CONTENTS.get(contents)
+    if number is None:
+        raise errors.InvalidArgument(message=f"contents {contents!r}: expected keep, drop or zero", argument="contents")
+    return number
+
+
+class Client:
+    """One attached native client (`vrb_client`). Thread-safe. Ownership: the library's, until the process ends."""
+
+    def __init__(self, *, socket_path: str, name: str, device: str, version: str, timeout_s: float) -> None:
+        """Attach this process. `device` is the kind of device, `host` or `cuda`."""
+        self._library = library()
+        self._handle = c_void_p()
+        error = _Error()
+        status = self._library.vrb_connect(
+            socket_path.encode(),
+            check_label(name, "name"),
+            device.encode(),
+            version.encode(),
+            milliseconds(timeout_s),
+            byref(self._handle),
+            byref(error),
+        )
+        _raise_unless_ok(status, error)
+
+    def close(self) -> None:
+        self._call("vrb_close")
+
+    def info(self) -> Info:
+        raw = _Info()
+        self._call("vrb_get_info", byref(raw))
+        return Info(
+            session=raw.session,
+            token=bytes(raw.token),
+            capacity_bytes=raw.capacity_bytes,
+            frame_bytes_min=raw.frame_bytes_min,
+            name=raw.name.decode(),
+            device=raw.device.decode(),
+            version=raw.version.decode(),
+        )
+
+    def stats(self) -> Stats:
+        raw = _Stats()
+        self._call("vrb_get_stats", byref(raw))
+        return Stats(**{field.name: int(getattr(raw, field.name)) for field in fields(Stats)})
+
+    def open_lease(self, tag: str, contents: str) -> "Lease":
+        """Find or make the range for a tag and policy; asks the daemon for nothing."""
+        handle = c_void_p()
+        number = contents_number(contents)
+        self._call("vrb_lease_open", check_label(tag, "tag"), number, byref(handle))
+        return Lease(tag=tag, contents=contents, handle=handle, library=self._library)
+
+    def free(self, address: int) -> None:
+        """Free what `Lease.malloc` gave, in any state of its tag. Raises `InvalidArgument` for any other address."""
+        self._call("vrb_free", address)
+
+    def pause(self, tags: Sequence[str], *, release: bool, timeout_s: float) -> None:
+        self._call("vrb_pause", _labels(tags), len(tags), int(release), milliseconds(timeout_s))
+
+    def resume(self, tags: Sequence[str], *, timeout_s: float) -> dict[str, bool]:
+        """Bring tags back; tell of each whether its pages are the same."""
+        same_pages = (c_uint8 * len(tags))()
+        self._call("vrb_resume", _labels(tags), len(tags), milliseconds(timeout_s), same_pages)
+        return {tag: bool(same) for tag, same in zip(tags, same_pages, strict=True)}
+
+    def use_enter(self, tags: Sequence[str], scope: str) -> None:
+        self._call("vrb_use_enter", _labels(tags), len(tags), check_label(scope, "name"))
+
+    def use_exit(self, tags: Sequence[str], scope: str) -> None:
+        self._call("vrb_use_exit", _labels(tags), len(tags), check_label(scope, "name"))
+
+    def is_paused(self, tag: str) -> bool:
+        paused = c_int()
+        self._call("vrb_tag_paused", check_label(tag, "tag"), byref(paused))
+        return bool(paused.value)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        function: Callable[..., int] = getattr(self._library, name)
+        error = _Error()
+        _raise_unless_ok(function(self._handle, *arguments, byref(error)), error)
+
+
+class Lease:
+    """One range of the native client (`vrb_lease`). Ownership: the client's."""
+
+    def __init__(self, *, tag: str, contents: str, handle: c_void_p, library: ctypes.CDLL) -> None:
+        self.tag = tag
+        self.contents = contents
+        self._handle = handle
+        self._library = library
+
+    def malloc(self, size_bytes: int, *, timeout_s: float) -> int:
+        """Return the address of a new allocation. Ownership: the caller's, who gives it to `Client.free`."""
+        error = _Error()
+        pointer = c_void_p()
+        status = self._library.vrb_malloc(
+            self._handle, size_bytes, milliseconds(timeout_s), byref(pointer), byref(error)
+        )
+        _raise_unless_ok(status, error)
+        return pointer.value or 0
+
+    def byte_tensor(self, size_bytes: int, *, timeout_s: float) -> int:
+        """Return the address of a `DLManagedTensor` over a new allocation. Ownership: the caller's, until consumed."""
+        error = _Error()
+        managed = c_void_p()
+        status = self._library.vrb_tensor(
+            self._handle, size_bytes, milliseconds(timeout_s), byref(managed), byref(error)
+        )
+        _raise_unless_ok(status, error)
+        if managed.value is None:
+            raise RuntimeError("libvrambroker answered VRB_OK without a tensor")
+        return managed.value
+
+
+def _labels(tags: Sequence[str]) -> "ctypes.Array[c_char_p]":
+    return (c_char_p * len(tags))(*(check_label(tag, "tag") for tag in tags))
+
+
+def _raise_unless_ok(status: int, error: _Error) -> None:
+    if status != Status.OK:
+        raise exception_of(
+            Status(status),
+            name=error.name.decode(errors="replace"),
+            message=error.message.decode(errors="replace"),
+            subject=error.subject.decode(errors="replace"),
+            detail=bytes(error.detail[: min(error.detail_size, DETAIL_BYTES_MAX)]),
+        )
+
+
+def exception_of(status: Status, *, name: str, message: str, subject: str, detail: bytes) -> errors.BrokerError:
+    """Return the exception for a failed call: the daemon's own if it sent one, else the library's by its status."""
+    if status is Status.REFUSED:
+        return _refusal(name, message, detail)
+    text = message or f"libvrambroker answered {status.name}"
+    match status:
+        case Status.INVALID:
+            return errors.InvalidArgument(message=text, argument=subject)
+        case Status.WRONG_STATE:
+            return errors.WrongState(message=text, tag=subject)
+        case Status.NOT_QUIESCENT:
+            return errors.NotQuiescent(message=text, scope=subject)
+        case Status.UNAVAILABLE:
+            return errors.BrokerUnavailable(message=text, path=subject)
+        case Status.LOST:
+            return errors.BrokerLost(message=text)
+        case Status.VERSION:
+            return errors.VersionMismatch(message=text)
+        case Status.UNKNOWN_TAG:
+            return errors.UnknownTag(message=text, tag=subject)
+        case Status.FORKED:
+            return errors.WrongState(
+                message="this process was forked from the one that connected, and owns none of its memory: "
+                "call vrambroker.client.connect() again here",
+                state="forked",
+            )
+        case _:
+            return errors.DriverFailed(message=text, driver_call=subject, driver_result=name)
+
+
+def _refusal(name: str, message: str, detail: bytes) -> errors.BrokerError:
+    if detail:
+        return decoded(detail)
+    # The detail is left out when it is too long for vrb_error; the class and the message are still the daemon's.
+    found: object = getattr(errors, name, None)
+    if isinstance(found, type) and issubclass(found, errors.BrokerError):
+        return found(message=message)
+    return errors.DriverFailed(message=f"{name}: {message}", driver_call="libvrambroker", driver_result=name)
+
+
+def decoded(detail: bytes) -> errors.BrokerError:
+    """Return the error in a serialized `vrambroker.v1.ErrorDetail`, as the daemon raised it."""
+    from vrambroker.broker.adapters.error_detail import from_detail
+    from vrambroker.v1 import broker_pb2
+
+    message = broker_pb2.ErrorDetail()
+    message.ParseFromString(detail)
+    return from_detail(message)

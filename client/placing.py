@@ -1,0 +1,105 @@
+"""Moving what exists into leased memory: the parameters of a module, or tensors, in place and all or nothing.
+
+The objects stay who they are; what changes is where their bytes lie. The unit that moves is the storage, so tensors
+that shared one share the new one, at the same offsets and strides.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+
+from vrambroker.broker.core.errors import InvalidArgument
+from vrambroker.client.tensors import Allocate, is_plain, tensor_over
+
+Placeable = torch.nn.Module | torch.Tensor | Mapping[str, "Placeable"] | Sequence["Placeable"]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Move:
+    """One storage, and the tensors among those given that lie in it."""
+
+    old: torch.UntypedStorage
+    tensors: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+
+
+def place(what: Placeable, allocate: Allocate, *, grads: bool) -> None:
+    """Move every storage under `what` to memory from `allocate`; see `Memory.place`.
+
+    If anything raises, every tensor is where it was, and what was allocated is free again.
+    """
+    moves = _plan(_named_tensors(what, "", grads=grads))
+    # Everything that can fail comes first: until all of the new memory is there and filled, no tensor has changed.
+    placed = [(move, allocate(move.old.nbytes())) for move in moves]
+    for move, new in placed:
+        new.copy_(move.old)
+    fresh = [(tensor, _moved(tensor, new)) for move, new in placed for tensor in move.tensors]
+    _switch(fresh)
+
+
+def _plan(named: Iterable[tuple[str, torch.Tensor]]) -> list[_Move]:
+    moves: dict[int, _Move] = {}
+    seen: set[int] = set()
+    for name, tensor in named:
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        if not is_plain(tensor):
+            raise InvalidArgument(
+                message=f"{name or 'the tensor'} has no plain strided memory on the host "
+                f"(device {tensor.device}, layout {tensor.layout}, {type(tensor).__name__}): it can't be placed",
+                argument=name or "what",
+            )
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0:
+            continue
+        move = moves.setdefault(storage.data_ptr(), _Move(old=storage))
+        move.tensors.append(tensor)
+        # Memory from outside torch may have several storages that begin at one address: the longest holds them all.
+        if storage.nbytes() > move.old.nbytes():
+            move.old = storage
+    return list(moves.values())
+
+
+def _named_tensors(what: object, name: str, *, grads: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(what, torch.nn.Module):
+        for inner, tensor in (*what.named_parameters(), *what.named_buffers()):
+            yield from _with_grad(f"{name}{inner}", tensor, grads=grads)
+    elif isinstance(what, torch.Tensor):
+        yield from _with_grad(name, what, grads=grads)
+    elif isinstance(what, Mapping):
+        for key, entry in cast(Mapping[object, object], what).items():
+            yield from _named_tensors(entry, f"{name}[{key!r}]", grads=grads)
+    elif isinstance(what, (list, tuple)):
+        for index, entry in enumerate(cast(Sequence[object], what)):
+            yield from _named_tensors(entry, f"{name}[{index}]", grads=grads)
+    else:
+        raise InvalidArgument(
+            message=f"{name or 'what'} is {type(what).__name__}: expected a module, a tensor, "
+            "or lists, tuples and dicts of them",
+            argument=name or "what",
+        )
+
+
+def _with_grad(name: str, tensor: torch.Tensor, *, grads: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    yield name, tensor
+    # Only a leaf has a gradient of its own; asking another one for it makes torch warn.
+    if grads and tensor.is_leaf and tensor.grad is not None:
+        yield f"{name}.grad", tensor.grad
+
+
+def _moved(tensor: torch.Tensor, new: torch.UntypedStorage) -> torch.Tensor:
+    return tensor_over(new, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
+
+
+def _switch(fresh: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for tensor, there in fresh:
+            before.append((tensor, tensor.data))
+            tensor.data = there
+    except BaseException:
+        for tensor, data in before:
+            tensor.data = data
+        raise

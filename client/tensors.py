@@ -1,0 +1,112 @@
+"""Tensors over leased memory: a `DLManagedTensor` of the native client becomes a storage that frees itself natively."""
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from vrambroker.broker.core.errors import InvalidArgument
+from vrambroker.client.native import Lease
+
+# DLPack's name for a capsule that nobody has consumed; PyCapsule_New keeps the pointer, so the bytes live as long as we
+# do.
+_CAPSULE_NAME = b"dltensor"
+
+_capsule_new = ctypes.pythonapi.PyCapsule_New
+_capsule_new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_capsule_new.restype = ctypes.py_object
+
+Allocate = Callable[[int], torch.UntypedStorage]
+"""Return a storage of so many bytes in leased memory, or raise a `BrokerError`."""
+
+
+def leased_storage(lease: Lease, size_bytes: int, *, timeout_s: float) -> torch.UntypedStorage:
+    """Allocate `size_bytes` > 0 from the lease, as a storage that can't be resized.
+
+    Contents: whatever the memory held; zero under `zero`. Ownership: torch's; it is freed natively, in any state of the
+    lease, by the thread that drops the last reference. Raises what the native client answers.
+    """
+    managed = lease.byte_tensor(size_bytes, timeout_s=timeout_s)
+    try:
+        tensor: torch.Tensor = from_dlpack(_capsule_new(managed, _CAPSULE_NAME, None))
+    except BaseException:
+        _delete(managed)
+        raise
+    storage = tensor.untyped_storage()
+    if lease.contents == "zero":
+        # Carved from a frame that held another allocation of this range, it may be anything.
+        ctypes.memset(storage.data_ptr(), 0, size_bytes)
+    return storage
+
+
+def tensor_over(
+    storage: torch.UntypedStorage, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int], offset: int = 0
+) -> torch.Tensor:
+    """Return a tensor that is no view of another, over a storage; `stride` and `offset` count elements."""
+    with torch.no_grad():
+        return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(shape), tuple(stride))
+
+
+def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return an uninitialised contiguous tensor; one without elements has no memory, leased or other.
+
+    Raises `InvalidArgument` for a negative size or a quantised type, else what `allocate` raises.
+    """
+    if any(size < 0 for size in shape):
+        raise InvalidArgument(message=f"shape {tuple(shape)}: sizes can't be negative", argument="shape")
+    if dtype in _QUANTISED:
+        raise InvalidArgument(message=f"{dtype}: quantised tensors can't be leased", argument="dtype")
+    elements = math.prod(shape)
+    if elements == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return tensor_over(allocate(elements * dtype.itemsize), dtype, shape, stride)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is strided, on the CPU and over a storage: what can be moved by copying its bytes."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not tensor.is_nested
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and _dispatches_plainly(type(tensor))
+    )
+
+
+def _dispatches_plainly(kind: type) -> bool:
+    # FakeTensor, DTensor and their like are wrappers: what they call their storage is not where their data is.
+    return getattr(kind, "__torch_dispatch__", None) is _PLAIN_DISPATCH
+
+
+_PLAIN_DISPATCH: object = getattr(torch.Tensor, "__torch_dispatch__", None)
+_QUANTISED = frozenset((torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4))
+
+
+class _Managed(ctypes.Structure):
+    """The end of DLPack's `DLManagedTensor` (0.x): `DLTensor dl_tensor; void *manager_ctx; void (*deleter)(self *)`."""
+
+    class _DLTensor(ctypes.Structure):
+        _fields_ = (
+            ("data", ctypes.c_void_p),
+            ("device_type", ctypes.c_int32),
+            ("device_id", ctypes.c_int32),
+            ("ndim", ctypes.c_int32),
+            ("dtype_code", ctypes.c_uint8),
+            ("dtype_bits", ctypes.c_uint8),
+            ("dtype_lanes", ctypes.c_uint16),
+            ("shape", ctypes.c_void_p),
+            ("strides", ctypes.c_void_p),
+            ("byte_offset", ctypes.c_uint64),
+        )
+
+    _fields_ = (("dl_tensor", _DLTensor), ("manager_ctx", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+def _delete(managed: int) -> None:
+    deleter: int = _Managed.from_address(managed).deleter
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(deleter)(managed)

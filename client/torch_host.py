@@ -1,0 +1,117 @@
+"""Regions without an allocator hook: a dispatch mode that re-homes every new CPU storage into leased memory.
+
+torch has no hook for CPU allocations that Python can set, so the mode looks at what each operator gives back. A storage
+that none of its arguments had is new: its bytes move to leased memory, and the same tensor goes on over that. Views,
+in-place results and memory that torch did not allocate itself are left as they are.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vrambroker.client.tensors import Allocate, is_plain
+
+_aten = torch.ops.aten
+
+# These hand on a storage that was made out of the dispatcher's sight (torch.tensor): their argument is new as well.
+_LIFTING = frozenset((_aten.lift_fresh.default, _aten.lift.default))
+
+# What these make holds nothing yet, so there is nothing to copy.
+_UNINITIALISED = frozenset(
+    (
+        _aten.empty.memory_format,
+        _aten.empty_strided.default,
+        _aten.empty_like.default,
+        _aten.empty_permuted.default,
+        _aten.new_empty.default,
+        _aten.new_empty_strided.default,
+    )
+)
+
+
+class _Depth(threading.local):
+    """Whether this thread is inside a region's own work, where regions further out must keep still."""
+
+    busy = False
+
+
+_depth = _Depth()
+
+
+class RegionMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While entered, what this thread's operators allocate on the CPU comes from `allocate`.
+
+    Of nested regions the innermost acts. The mode belongs to the thread that enters it, and to backward passes begun
+    there; in a forked child it does nothing, as the memory is the parent's.
+    """
+
+    def __init__(self, allocate: Allocate) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._allocate = allocate
+        self._pid = os.getpid()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator, then move what it allocated. Raises what `allocate` raises; the result is dropped then."""
+        named = kwargs or {}
+        if _depth.busy or os.getpid() != self._pid:
+            return func(*args, **named)
+        known = set[int]() if func in _LIFTING else _storages_of((*args, *named.values()))
+        _depth.busy = True
+        try:
+            result = func(*args, **named)
+            moved: dict[int, torch.UntypedStorage] = {}
+            for tensor in _tensors_in((result,)):
+                if is_new(tensor, known):
+                    self._move(tensor, moved, copied=func not in _UNINITIALISED)
+        finally:
+            _depth.busy = False
+        return result
+
+    def _move(self, tensor: torch.Tensor, moved: dict[int, torch.UntypedStorage], *, copied: bool) -> None:
+        old = tensor.untyped_storage()
+        new = moved.get(old.data_ptr())
+        if new is None:
+            new = moved[old.data_ptr()] = self._allocate(old.nbytes())
+            if copied or torch.are_deterministic_algorithms_enabled():
+                new.copy_(old)
+        tensor.set_(new, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def is_new(tensor: torch.Tensor, known: set[int]) -> bool:
+    """Whether torch itself has just allocated this tensor's bytes, given the addresses of the storages it had before.
+
+    Memory that came from elsewhere (leased memory, numpy, files, shared memory) can't be resized; torch's own can.
+    """
+    if not is_plain(tensor):
+        return False
+    storage = tensor.untyped_storage()
+    return storage.nbytes() > 0 and storage.data_ptr() not in known and storage.resizable()
+
+
+def _storages_of(values: Iterable[Any]) -> set[int]:
+    found: set[int] = set()
+    for value in _walk(values):
+        if isinstance(value, torch.Tensor) and is_plain(value):
+            found.add(value.untyped_storage().data_ptr())
+        elif isinstance(value, torch.UntypedStorage) and value.device.type == "cpu":
+            found.add(value.data_ptr())
+    return found
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    return (value for value in _walk(values) if isinstance(value, torch.Tensor))
+
+
+def _walk(values: Iterable[Any]) -> Iterator[Any]:
+    # Operators take and give tensors, lists and tuples of them, and no deeper containers.
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _walk(cast(Iterable[Any], value))
+        else:
+            yield value

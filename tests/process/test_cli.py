@@ -1,0 +1,135 @@
+"""The `broker` command as a person and a script use it: what it prints, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.process.conftest import RunningBroker, StartBroker, StartWorker
+
+DEADLINE_S = 30.0
+
+HOLDER = """
+from vrambroker.client.native import Client
+from vrambroker.client.discovery import find
+client = Client(socket_path=str(find().handle_socket), name="rollout", device="host", version="test", timeout_s=10)
+lease = client.open_lease("kv_cache", "drop")
+lease.malloc(4 << 20, timeout_s=1)
+if told() == "scoped":
+    client.use_enter(("kv_cache",), "forward")
+    client.use_exit(("kv_cache",), "forward")
+tell("ready")
+told()
+"""
+
+
+def command(broker: "RunningBroker", *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "vrambroker.broker.cli", *words],
+        env=broker.environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def status(broker: "RunningBroker") -> list[dict[str, Any]]:
+    done = command(broker, "status", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    answer: list[dict[str, Any]] = json.loads(done.stdout)
+    return answer
+
+
+def test_status_json_keeps_its_contract(broker: "RunningBroker", start_worker: "StartWorker") -> None:
+    worker = start_worker(HOLDER)
+    assert worker.ask("scoped") == "ready"
+    (entry,) = status(broker)
+    device = {"id", "capacity_bytes", "lent_bytes", "free_bytes", "held_bytes", "foreign_bytes"}
+    assert device <= entry["device"].keys()
+    assert entry["device"]["id"] == broker.device
+    assert entry["device"]["lent_bytes"] == 4 << 20
+    (session,) = entry["sessions"]
+    assert (session["name"], session["pid"]) == ("rollout", worker.pid)
+    assert {"name", "pid", "uid", "tags"} <= session.keys()
+    (tag,) = session["tags"]
+    assert (tag["tag"], tag["state"], tag["device_bytes"], tag["host_bytes"]) == ("kv_cache", "resident", 4 << 20, 0)
+    assert entry["queue"] == []
+    assert {"budget_bytes", "used_bytes"} <= entry["host"].keys()
+
+
+def test_pause_with_release_and_resume_from_outside(broker: "RunningBroker", start_worker: "StartWorker") -> None:
+    assert start_worker(HOLDER).ask("scoped") == "ready"
+    assert command(broker, "pause", "rollout/kv_cache", "--release").returncode == 0
+    assert status(broker)[0]["sessions"][0]["tags"][0]["state"] == "parked"
+    assert status(broker)[0]["device"]["lent_bytes"] == 0
+    assert command(broker, "resume", "rollout/kv_cache").returncode == 0
+    assert status(broker)[0]["sessions"][0]["tags"][0]["state"] == "resident"
+
+
+def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
+    broker: "RunningBroker", start_worker: "StartWorker"
+) -> None:
+    assert start_worker(HOLDER).ask("unscoped") == "ready"
+    done = command(broker, "pause", "rollout/kv_cache")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("NotQuiescent: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (("pause", "nobody/weights"), 1, "UnknownSession: "),
+        (("pause", "weights"), 1, "InvalidArgument: "),
+        (("resume", "rollout/weights"), 1, "UnknownTag: "),
+        (("status", "--device", "host:99999"), 1, "BrokerUnavailable: "),
+        (("status", "--nonsense"), 2, "Usage: "),
+        (("serve", "--capacity", "many"), 1, "InvalidArgument: "),
+        (("serve", "--device", "tpu:0"), 1, "InvalidArgument: "),
+        (("timeline", "out.png"), 1, "InvalidArgument: "),
+        (("demo", "--size", "gigantic"), 1, "InvalidArgument: "),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    broker: "RunningBroker", start_worker: "StartWorker", words: tuple[str, ...], code: int, error: str
+) -> None:
+    assert start_worker(HOLDER).ask("scoped") == "ready"
+    done = command(broker, *words)
+    assert done.returncode == code, done
+    assert done.stderr.startswith(error), done.stderr
+    assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_status_without_any_daemon_says_what_to_do(broker: "RunningBroker", tmp_path: Path) -> None:
+    done = command(broker, "status", "--run-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("BrokerUnavailable: ")
+    assert "broker serve" in done.stderr
+
+
+def test_a_second_daemon_names_the_first(broker: "RunningBroker", start_broker: "StartBroker", tmp_path: Path) -> None:
+    done = command(broker, "serve", "--device", broker.device, "--run-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert str(broker.process.pid) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["out.svg", "out.json"])
+def test_timeline_is_written(broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Path, name: str) -> None:
+    assert start_worker(HOLDER).ask("scoped") == "ready"
+    out = tmp_path / name
+    done = command(broker, "timeline", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "kv_cache" in out.read_text()
+
+
+def test_status_for_people_names_the_holder(broker: "RunningBroker", start_worker: "StartWorker") -> None:
+    assert start_worker(HOLDER).ask("scoped") == "ready"
+    done = command(broker, "status")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("rollout", "kv_cache", "resident", "4.0 MiB"))

@@ -1,0 +1,194 @@
+"""The core against a naive broker that says the same in the plainest way: same answers, same residency, same queue."""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+
+from tests.property.naive import Naive, NaiveLease
+from tests.unit.core.desk import MIB, Answer, Desk, limits, peer
+from vrambroker.broker.core import events as ev
+from vrambroker.broker.core.ids import CallId, Instant, LeaseId, SessionId
+
+CAPACITY, BUDGET = 8, 10
+WAIT_NS = 10_000
+SESSIONS_MAX = 4
+TAGS = ("a", "b", "c")
+
+
+def name_of(answer: Answer | None) -> str:
+    return "" if answer is None else type(answer).__name__
+
+
+tag_sets = st.lists(st.sampled_from(TAGS), min_size=1, max_size=3, unique=True).map(tuple)
+
+
+class CoreAgainstNaive(RuleBasedStateMachine):
+    """Every rule does one thing to both and compares the answers; every invariant compares what they have become."""
+
+    sessions: Bundle[SessionId] = Bundle("sessions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = Desk(limits(capacity=CAPACITY, budget=BUDGET, file=4, sessions=SESSIONS_MAX))
+        self.naive = Naive(capacity=CAPACITY, budget=BUDGET)
+        self.pids = 0
+
+    def deadline(self) -> Instant:
+        return Instant(self.desk.now + WAIT_NS)
+
+    @precondition(lambda self: len(self.desk.broker.snapshot().sessions) < SESSIONS_MAX)
+    @rule(target=sessions)
+    def attach(self) -> SessionId:
+        self.pids += 1
+        return self.desk.attach(peer(self.pids))
+
+    @rule(
+        session=sessions,
+        tag=st.sampled_from(TAGS),
+        contents=st.sampled_from(ev.Contents),
+        size=st.integers(min_value=1, max_value=CAPACITY // 2),
+        replays=st.integers(min_value=0, max_value=2),
+    )
+    def lend(self, session: SessionId, tag: str, contents: ev.Contents, size: int, replays: int) -> None:
+        number = self.desk.broker.snapshot().next_id
+        request = f"lend-{number}-{self.desk.now}"
+        answer = self.desk.lend(session, tag, size, contents, request=request)
+        assert name_of(answer) == self.naive.lend(session, tag, contents, size, number)
+        self.naive.serve()
+        for _ in range(replays if name_of(answer) == "Leased" else 0):
+            assert self.desk.lend(session, tag, size, contents, request=request) == answer
+
+    def held(self, data: st.DataObject, *, paused: bool) -> tuple[SessionId, tuple[str, ...]]:
+        """Draw some tags of one session, one of them paused or not as asked for, if there is such a one."""
+        fitting = [lease for lease in self.naive.leases if lease.paused == paused]
+        lease = data.draw(st.sampled_from(fitting or self.naive.leases))
+        others = sorted({one.tag for one in self.naive.leases if one.session == lease.session} - {lease.tag})
+        more = data.draw(st.lists(st.sampled_from(others), unique=True)) if others else []
+        return SessionId(lease.session), (lease.tag, *more)
+
+    def do_pause(self, session: SessionId, tags: tuple[str, ...], release: bool) -> None:
+        answer = self.desk.pause(session, *tags, release=release)
+        assert name_of(answer) == self.naive.pause(session, tags, release, self.desk.now)
+
+    def do_resume(self, session: SessionId, tags: tuple[str, ...], wait: bool) -> None:
+        answer = self.desk.resume(session, *tags, wait=wait, deadline=self.deadline())
+        expected = self.naive.resume(session, tags, wait, self.desk.last_call)
+        assert name_of(answer) == (expected or self.naive.answers.get(self.desk.last_call, ""))
+
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data(), release=st.booleans())
+    def pause(self, data: st.DataObject, release: bool) -> None:
+        self.do_pause(*self.held(data, paused=False), release)
+
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data())
+    def leave_idle(self, data: st.DataObject) -> None:
+        self.do_pause(*self.held(data, paused=False), release=False)
+
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data(), wait=st.booleans())
+    def resume(self, data: st.DataObject, wait: bool) -> None:
+        self.do_resume(*self.held(data, paused=True), wait)
+
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data())
+    def wait_for_room(self, data: st.DataObject) -> None:
+        self.do_resume(*self.held(data, paused=True), wait=True)
+
+    @precondition(lambda self: len(self.naive.leases) > 3)
+    @rule(session=sessions, tags=tag_sets, pauses=st.booleans())
+    def act_on_any_tags(self, session: SessionId, tags: tuple[str, ...], pauses: bool) -> None:
+        if pauses:
+            self.do_pause(session, tags, release=False)
+        else:
+            self.do_resume(session, tags, wait=True)
+
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data(), share=st.sampled_from((0, 1, 2)))
+    def give(self, data: st.DataObject, share: int) -> None:
+        """Return a lease whole, or one slot of it, or half of it."""
+        lease = data.draw(st.sampled_from(self.naive.leases))
+        view = self.view(lease)
+        slots = [slot.slot for slot in view.slots][: (len(view.slots) + 1) // 2 if share == 2 else share]
+        assert name_of(self.desk.give(SessionId(lease.session), view.lease, slots)) == "Done"
+        if slots:
+            lease.size -= len(slots)
+        else:
+            self.naive.drop(lease)
+        self.naive.serve()
+
+    @precondition(lambda self: len(self.desk.broker.snapshot().sessions) > 2)
+    @rule(session=consumes(sessions), dies=st.booleans())
+    def go(self, session: SessionId, dies: bool) -> None:
+        if dies:
+            self.desk.do(ev.ProcessEnded(session=session))
+        else:
+            call = self.desk.call(self.desk.peers[session])
+            assert name_of(self.desk.answer(ev.Detach(call=call, session=session))) == "Done"
+        self.naive.end(session)
+
+    @precondition(lambda self: self.naive.queue)
+    @rule()
+    def run_out_of_time(self) -> None:
+        self.desk.at(self.desk.now + 2 * WAIT_NS)
+        self.naive.expire()
+
+    def view(self, lease: NaiveLease) -> "LeaseSeen":
+        return LeaseSeen(self.desk, lease)
+
+    @invariant()
+    def the_same_memory_is_where_it_is(self) -> None:
+        seen = {
+            (session.session, lease.tag, lease.contents): (
+                lease.paused,
+                lease.device_bytes // MIB,
+                lease.host_bytes // MIB,
+                len(lease.slots),
+            )
+            for session in self.desk.broker.snapshot().sessions
+            for lease in session.leases
+        }
+        expected = {
+            (lease.session, lease.tag, lease.contents): (
+                lease.paused,
+                lease.size if lease.there else 0,
+                lease.keeps,
+                lease.size,
+            )
+            for lease in self.naive.leases
+        }
+        assert seen == expected
+        assert self.desk.free == self.naive.free
+
+    @invariant()
+    def the_same_calls_wait(self) -> None:
+        assert len(self.desk.queue()) == len(self.naive.queue)
+        for call, expected in self.naive.answers.items():
+            assert name_of(self.desk.answers.get(CallId(call))) == expected
+        for waiting in self.naive.queue:
+            assert CallId(waiting.call) not in self.desk.answers
+
+    def teardown(self) -> None:
+        for session in [one.session for one in self.desk.broker.snapshot().sessions]:
+            self.desk.do(ev.ProcessEnded(session=session))
+        seen = self.desk.broker.snapshot()
+        assert (seen.free_bytes, seen.frames, seen.arena) == (CAPACITY * MIB, (), ())
+
+
+class LeaseSeen:
+    """The core's lease that a naive one stands for."""
+
+    def __init__(self, desk: Desk, lease: NaiveLease) -> None:
+        session = next(one for one in desk.broker.snapshot().sessions if one.session == lease.session)
+        found = next(one for one in session.leases if (one.tag, one.contents) == (lease.tag, lease.contents))
+        self.lease: LeaseId = found.lease
+        self.slots = found.slots
+
+
+TestCoreAgainstNaive = CoreAgainstNaive.TestCase
+TestCoreAgainstNaive.settings = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)

@@ -1,0 +1,244 @@
+"""A simulated client: one process with its agent and its application, obedient, forgetful, and mortal.
+
+It does what the protocol asks of a client: maps what it is granted, parks and unmaps what is recalled, closes its
+gates when asked to, answers again what is asked again. And it does what applications do: leases, writes, pauses,
+resumes, returns, asks for nonsense, goes away. What it wrote into kept memory it expects to find again.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.simulation.machine import Machine, require
+from vrambroker.broker.core import effects as ef
+from vrambroker.broker.core import events as ev
+from vrambroker.broker.core.ids import ConnectionId, FrameId, LeaseId, OrderId, SessionId, SlotId
+
+MAP_FAILS, COPY_FAILS = 0.04, 0.02
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class SimSlot:
+    """`expected`: what was last written into kept memory. `extent`: where it was last parked."""
+
+    frame: FrameId | None
+    expected: int | None = None
+    extent: ef.Extent | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class SimLease:
+    tag: str
+    contents: ev.Contents
+    paused: bool = False
+    slots: dict[SlotId, SimSlot] = field(default_factory=dict[SlotId, SimSlot])
+
+
+Order = ef.SendGrant | ef.SendRecall | ef.SendPauseOrder | ef.SendPauseCancelled | ef.SendLeaseState | ef.SendDraining
+
+
+class SimClient:
+    """`report` sends what the agent has to say, in order, over the present connection."""
+
+    def __init__(
+        self, peer: ev.Peer, machine: Machine, chance: Random, report: Callable[["SimClient", ev.Event], None]
+    ) -> None:
+        self.peer = peer
+        self.session: SessionId | None = None
+        self.connection: ConnectionId | None = None
+        self.inbox: deque[Order] = deque()
+        self.leases: dict[LeaseId, SimLease] = {}
+        self.returned: set[LeaseId] = set()
+        self.returned_slots: set[SlotId] = set()
+        self.claims: list[int] = []
+        self.gates: dict[OrderId, tuple[str, ...]] = {}
+        self.busy: list[OrderId] = []
+        self.alive = True
+        self.stopped = False
+        self.gone = False
+        self.faulty = True
+        self._machine = machine
+        self._chance = chance
+        self._report = report
+        self._written = peer.pid * 1_000_000
+
+    def obey(self) -> None:
+        """Carry out the oldest order."""
+        order = self.inbox.popleft()
+        match order:
+            case ef.SendGrant():
+                self._map(order)
+            case ef.SendRecall():
+                self._vacate(order)
+            case ef.SendPauseOrder():
+                self._close_gates(order)
+            case ef.SendPauseCancelled():
+                self.gates.pop(order.order, None)
+                self.busy = [one for one in self.busy if one != order.order]
+            case ef.SendLeaseState():
+                self._change_state(order)
+            case ef.SendDraining():
+                pass
+
+    def _fails(self, likelihood: float) -> bool:
+        return self.faulty and self._chance.random() < likelihood
+
+    def _map(self, order: ef.SendGrant) -> None:
+        if order.lease in self.returned:
+            return
+        lease = self.leases.setdefault(order.lease, SimLease(tag=order.tag, contents=order.contents))
+        arrived: list[SlotId] = []
+        for grant in (one for one in order.slots if one.slot not in self.returned_slots):
+            slot = lease.slots.get(grant.slot)
+            if slot is not None and slot.frame is not None:
+                require(slot.frame == grant.frame, f"slot {grant.slot} is granted a second frame")
+                arrived.append(grant.slot)
+                continue
+            if self._fails(MAP_FAILS):
+                self._say_arrived(order.lease, [grant.slot], "out of address space")
+                continue
+            self._map_slot(lease, grant)
+            arrived.append(grant.slot)
+        self._in_parts(arrived, lambda part: self._say_arrived(order.lease, part, None))
+
+    def _map_slot(self, lease: SimLease, grant: ef.GrantedSlot) -> None:
+        machine, domain = self._machine, self.peer.domain
+        machine.map(grant.frame, self.peer.pid, domain, dirty=grant.dirty)
+        frame = machine.frames[grant.frame]
+        slot = lease.slots.setdefault(grant.slot, SimSlot(frame=None))
+        if grant.restore is not None:
+            require(lease.contents is ev.Contents.KEEP, "only kept contents are restored")
+            frame.content = machine.parked(grant.restore, domain)
+        elif lease.contents is ev.Contents.ZERO:
+            frame.content = 0
+        slot.frame = grant.frame
+
+    def _in_parts(self, slots: list[SlotId], say: Callable[[list[SlotId]], None]) -> None:
+        while slots:
+            number = self._chance.randint(1, len(slots))
+            part, slots = slots[:number], slots[number:]
+            say(part)
+            if self._fails(0.1):
+                say(part)
+
+    def _say_arrived(self, lease: LeaseId, slots: list[SlotId], failure: str | None) -> None:
+        if self.session is not None:
+            self._report(self, ev.Arrived(session=self.session, lease=lease, slots=tuple(slots), failure=failure))
+
+    def _vacate(self, order: ef.SendRecall) -> None:
+        lease = self.leases.get(order.lease)
+        if lease is None or order.lease in self.returned:
+            return
+        left: list[SlotId] = []
+        for recalled in order.slots:
+            slot = lease.slots.get(recalled.slot)
+            if slot is None:
+                continue
+            if slot.frame is not None and self._fails(COPY_FAILS):
+                self._say_left(order.lease, [recalled.slot], "copy failed")
+                continue
+            if slot.frame is not None:
+                self._vacate_slot(lease, slot, recalled.park)
+            left.append(recalled.slot)
+        self._in_parts(left, lambda part: self._say_left(order.lease, part, None))
+
+    def _vacate_slot(self, lease: SimLease, slot: SimSlot, park: ef.Extent | None) -> None:
+        assert slot.frame is not None
+        if park is not None:
+            require(lease.contents is ev.Contents.KEEP, "only kept contents are parked")
+            self._machine.park(park, self._machine.frames[slot.frame].content, self.peer.domain)
+            slot.extent = park
+        self._machine.unmap(slot.frame, self.peer.pid)
+        slot.frame = None
+
+    def _say_left(self, lease: LeaseId, slots: list[SlotId], failure: str | None) -> None:
+        if self.session is not None:
+            self._report(self, ev.Left(session=self.session, lease=lease, slots=tuple(slots), failure=failure))
+
+    def _close_gates(self, order: ef.SendPauseOrder) -> None:
+        assert self.session is not None
+        roll = self._chance.random()
+        if roll < 0.15:
+            self._report(self, ev.Busy(session=self.session, order=order.order, tag=order.tags[0]))
+        elif roll < 0.4:
+            self.gates[order.order] = order.tags
+            self.busy.append(order.order)
+            self._report(self, ev.StillBusy(session=self.session, order=order.order, tag=order.tags[0], scope="step"))
+        else:
+            self.gates[order.order] = order.tags
+            self._report(self, ev.Quiet(session=self.session, order=order.order))
+
+    def finish_scope(self) -> None:
+        """Leave the scope that has kept an order waiting."""
+        if self.busy and self.session is not None:
+            self._report(self, ev.Quiet(session=self.session, order=self.busy.pop(0)))
+
+    def _change_state(self, order: ef.SendLeaseState) -> None:
+        lease = self.leases.get(order.lease)
+        if lease is None:
+            return
+        if order.paused and not lease.paused:
+            lease.paused = True
+        elif not order.paused and lease.paused:
+            lease.paused = False
+            for number, slot in lease.slots.items():
+                self._verify(number, slot)
+        busy = self.busy if order.paused else []
+        self.gates = {one: tags for one, tags in self.gates.items() if lease.tag not in tags or one in busy}
+
+    def _verify(self, number: SlotId, slot: SimSlot) -> None:
+        """Look whether kept contents are there."""
+        if slot.expected is None or slot.frame is None:
+            return
+        frame = self._machine.frames[slot.frame]
+        require(frame.mapper == self.peer.pid, f"slot {number} of pid {self.peer.pid} is mapped by {frame.mapper}")
+        require(frame.content == slot.expected, f"slot {number} held {slot.expected} and now holds {frame.content}")
+
+    def verify(self, lease: SimLease) -> None:
+        for number, slot in lease.slots.items():
+            self._verify(number, slot)
+
+    def write(self, lease: SimLease) -> None:
+        """Use the memory: look at what is there and write something else."""
+        self.verify(lease)
+        for slot in lease.slots.values():
+            if slot.frame is not None:
+                self._written += 1
+                self._machine.frames[slot.frame].content = self._written
+                slot.expected = self._written if lease.contents is ev.Contents.KEEP else None
+
+    def usable(self) -> list[SimLease]:
+        """Return the leases that the application may touch just now: resident, no gate closed, nothing on the way."""
+        if self.inbox:
+            return []
+        closed = {tag for tags in self.gates.values() for tag in tags}
+        return [one for one in self.leases.values() if not one.paused and one.tag not in closed]
+
+    def let_go(self, number: LeaseId, slots: list[SlotId]) -> None:
+        """Unmap slots that are about to be returned; all of the lease, if none are named."""
+        lease = self.leases[number]
+        for name in slots or list(lease.slots):
+            slot = lease.slots.pop(name)
+            self.returned_slots.add(name)
+            if slot.frame is not None:
+                self._machine.unmap(slot.frame, self.peer.pid)
+        if not slots:
+            del self.leases[number]
+            self.returned.add(number)
+
+    def lose_connection(self) -> None:
+        self.connection = None
+        self.inbox.clear()
+
+    def die(self) -> None:
+        """End at once, in the middle of whatever is going on."""
+        self.alive = False
+        self.lose_connection()
+        extents = [
+            slot.extent
+            for lease in self.leases.values()
+            for slot in lease.slots.values()
+            if slot.extent is not None and slot.frame is None
+        ]
+        self._machine.die(self.peer.pid, extents)

@@ -1,0 +1,120 @@
+"""The machine under the simulator: frames and arena files with contents, which can tell when somebody was wronged.
+
+Contents are single numbers: 0 for clean memory, otherwise what was last written. The machine knows who maps what, which
+process is dead, and which extents a dead process has left its contents in; it raises `Wronged` when the broker lets two
+processes have one frame, passes on what was not cleaned, exceeds the device or uses a file that is not there.
+"""
+
+from dataclasses import dataclass, field
+
+from vrambroker.broker.core.effects import Extent
+from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId
+
+
+class Wronged(AssertionError):
+    """The broker has let something happen that it exists to prevent."""
+
+
+def require(claim: bool, what: str) -> None:
+    if not claim:
+        raise Wronged(what)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PhysicalFrame:
+    """`mapper`: the pid that maps it. `writer`: the domain that may have written to it since it was created."""
+
+    size_bytes: int
+    content: int = 0
+    mapper: int | None = None
+    writer: Domain | None = None
+    dying: bool = False
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class PhysicalFile:
+    domain: Domain
+    size_bytes: int
+    ready: bool = False
+    dying: bool = False
+    contents: dict[int, int] = field(default_factory=dict[int, int])
+    left_by_dead: set[int] = field(default_factory=set[int])
+
+
+class Machine:
+    """One device and one host memory."""
+
+    def __init__(self, *, capacity_bytes: int, budget_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.budget_bytes = budget_bytes
+        self.frames: dict[FrameId, PhysicalFrame] = {}
+        self.files: dict[ArenaFileId, PhysicalFile] = {}
+        self.dead: set[int] = set()
+
+    def create(self, frame: FrameId, size_bytes: int) -> None:
+        require(frame not in self.frames, f"frame {frame} is made twice")
+        self.frames[frame] = PhysicalFrame(size_bytes=size_bytes)
+        used = sum(one.size_bytes for one in self.frames.values())
+        require(used <= self.capacity_bytes, f"{used} bytes of frames on a device of {self.capacity_bytes}")
+
+    def begin_destroying(self, frame: FrameId) -> None:
+        found = self.frames[frame]
+        require(
+            found.mapper is None and not found.dying, f"frame {frame} is destroyed while pid {found.mapper} maps it"
+        )
+        found.dying = True
+
+    def destroy(self, frame: FrameId) -> None:
+        del self.frames[frame]
+
+    def pass_fence(self, frames: tuple[FrameId, ...]) -> None:
+        for number in frames:
+            mapper = self.frames[number].mapper
+            require(mapper is None or mapper in self.dead, f"frame {number} is fenced while live pid {mapper} maps it")
+            del self.frames[number]
+
+    def map(self, frame: FrameId, pid: int, domain: Domain, *, dirty: bool) -> None:
+        found = self.frames[frame]
+        require(found.mapper is None, f"frame {frame} is lent to pid {pid} while pid {found.mapper} maps it")
+        require(not found.dying, f"frame {frame} is lent while it is destroyed")
+        require(found.writer in (None, domain), f"frame {frame} crosses from {found.writer} to {domain}")
+        require(dirty or found.content == 0, f"frame {frame} is called clean and holds {found.content}")
+        found.mapper, found.writer = pid, domain
+
+    def unmap(self, frame: FrameId, pid: int) -> None:
+        found = self.frames[frame]
+        require(found.mapper == pid, f"frame {frame} is unmapped by {pid} while {found.mapper} has it")
+        found.mapper = None
+
+    def add_file(self, file: ArenaFileId, domain: Domain, size_bytes: int) -> None:
+        self.files[file] = PhysicalFile(domain=domain, size_bytes=size_bytes)
+        used = sum(one.size_bytes for one in self.files.values())
+        require(used <= self.budget_bytes, f"{used} bytes of arena on a budget of {self.budget_bytes}")
+
+    def park(self, extent: Extent, content: int, domain: Domain) -> None:
+        file = self._usable(extent, domain)
+        require(extent.offset_bytes not in file.left_by_dead, f"{extent} was not punched after its owner died")
+        file.contents[extent.offset_bytes] = content
+
+    def parked(self, extent: Extent, domain: Domain) -> int:
+        file = self._usable(extent, domain)
+        return file.contents.get(extent.offset_bytes, 0)
+
+    def _usable(self, extent: Extent, domain: Domain) -> PhysicalFile:
+        file = self.files[extent.file]
+        require(file.ready and not file.dying, f"{extent} is used while its file is not there")
+        require(file.domain == domain, f"{extent} is used across domains")
+        require(extent.offset_bytes + extent.size_bytes <= file.size_bytes, f"{extent} crosses its file's border")
+        require(extent.offset_bytes % extent.size_bytes == 0, f"{extent} is not aligned")
+        return file
+
+    def punch(self, extent: Extent) -> None:
+        file = self.files[extent.file]
+        file.contents.pop(extent.offset_bytes, None)
+        file.left_by_dead.discard(extent.offset_bytes)
+
+    def die(self, pid: int, extents: list[Extent]) -> None:
+        """End a process; what it has parked stays where it is until it is punched."""
+        self.dead.add(pid)
+        for extent in extents:
+            self.files[extent.file].left_by_dead.add(extent.offset_bytes)

@@ -1,0 +1,49 @@
+"""Run the simulator: `python tests/simulation/run.py --seed 7 --steps 2000 --clients 5`, or many seeds with `--count`.
+
+A run that fails prints what happened last and the command that replays it.
+"""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.simulation.machine import Wronged
+from tests.simulation.world import Shape, World
+from vrambroker.broker.core.errors import InvariantViolation
+
+
+def simulate(shape: Shape) -> World:
+    """Run one world to its end; raise with its trail and its seed if something went wrong in it."""
+    world = World(shape)
+    try:
+        world.run()
+    except (Wronged, InvariantViolation, KeyError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        trail = "\n".join(world.trail)
+        raise Wronged(f"{trail}\n{type(error).__name__}: {error}\nmake sim SEED={shape.seed}") from error
+    return world
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=1, help="how many seeds, from this one on")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--clients", type=int, default=4)
+    asked = parser.parse_args()
+    events = 0
+    for seed in range(asked.seed, asked.seed + asked.count):
+        try:
+            events += simulate(Shape(seed=seed, steps=asked.steps, clients=asked.clients)).events
+        except Wronged as error:
+            traceback.print_exception(error.__cause__)
+            print(error)
+            return 1
+    print(f"{asked.count} seeds, {events} events, all invariants held, all was free at the end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""A desk to test the core at: a broker whose world answers at once, except for what a test holds back.
+
+`held_back` names kinds of answers that wait in `pending` until `let_go`; everything else that the broker orders is
+reported done in the order in which it was ordered. After every event the core checks itself.
+"""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from vrambroker.broker.core import effects as ef
+from vrambroker.broker.core import events as ev
+from vrambroker.broker.core.broker import Broker
+from vrambroker.broker.core.errors import BrokerError
+from vrambroker.broker.core.ids import CallId, ConnectionId, Domain, Instant, LeaseId, RequestId, SessionId, SlotId
+from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.snapshot import LeaseView, TicketView
+
+MIB = 1 << 20
+FAR = Instant(1_000_000)
+HOME = Domain("home")
+Wanted = TypeVar("Wanted")
+Answer = ef.Outcome | BrokerError
+
+
+def limits(
+    *,
+    capacity: int = 8,
+    sizes: tuple[int, ...] = (1,),
+    budget: int = 64,
+    file: int = 8,
+    pool: int = 0,
+    sessions: int = 8,
+    leases: int = 64,
+    slots: int = 64,
+    tickets: int = 64,
+    remembered: int = 64,
+) -> Limits:
+    """Return limits in units of one MiB."""
+    return Limits(
+        capacity_bytes=capacity * MIB,
+        frame_sizes_bytes=tuple(size * MIB for size in sizes),
+        host_budget_bytes=budget * MIB,
+        arena_file_bytes=file * MIB,
+        pool_bytes_max=pool * MIB,
+        sessions_max=sessions,
+        leases_per_session_max=leases,
+        slots_per_lease_max=slots,
+        tickets_per_session_max=tickets,
+        tags_per_call_max=4,
+        requests_remembered_max=remembered,
+    )
+
+
+def peer(pid: int, *, uid: int = 1, domain: Domain = HOME) -> ev.Peer:
+    return ev.Peer(pid=pid, uid=uid, gid=uid, domain=domain)
+
+
+class Desk:
+    """One broker and the world around it."""
+
+    def __init__(self, held_to: Limits | None = None, *, held_back: Iterable[str] = ()) -> None:
+        self.broker = Broker(held_to or limits())
+        self.now = Instant(0)
+        self.answers: dict[CallId, Answer] = {}
+        self.effects: list[ef.Effect] = []
+        self.held_back = set(held_back)
+        self.pending: list[tuple[str, ev.Event]] = []
+        self.peers: dict[SessionId, ev.Peer] = {}
+        self._calls = 0
+
+    def do(self, event: ev.Event) -> list[ef.Effect]:
+        """Let an event happen, and then what it brings and is not held back; returns its own effects."""
+        effects = self._handle(event)
+        self._go_on()
+        return effects
+
+    def _handle(self, event: ev.Event) -> list[ef.Effect]:
+        self.now = Instant(self.now + 1)
+        effects = self.broker.handle(event, self.now)
+        self.broker.check()
+        self.effects.extend(effects)
+        for effect in effects:
+            self._note(effect)
+        return effects
+
+    def _note(self, effect: ef.Effect) -> None:
+        match effect:
+            case ef.Reply(call=call, outcome=outcome):
+                assert call not in self.answers, "a call is answered once"
+                self.answers[call] = outcome
+            case ef.Refuse(call=call, error=error):
+                assert call not in self.answers, "a call is answered once"
+                self.answers[call] = error
+            case ef.CreateFrame(frame=frame):
+                self.pending.append(("create", ev.FrameCreated(frame=frame)))
+            case ef.DestroyFrame(frame=frame):
+                self.pending.append(("destroy", ev.FrameDestroyed(frame=frame)))
+            case ef.CreateArenaFile(file=file):
+                self.pending.append(("file", ev.ArenaFileReady(file=file)))
+            case ef.DestroyArenaFile(file=file):
+                self.pending.append(("file_gone", ev.ArenaFileDestroyed(file=file)))
+            case ef.PunchExtent(extent=extent):
+                punched = ev.ExtentPunched(file=extent.file, offset_bytes=extent.offset_bytes)
+                self.pending.append(("punch", punched))
+            case ef.WatchFence(session=session, frames=frames):
+                self.pending.append(("fence", ev.FencePassed(session=session, frames=frames)))
+            case ef.SendGrant(session=session, lease=lease, slots=granted):
+                slots = tuple(slot.slot for slot in granted)
+                arrived = ev.Arrived(session=session, lease=lease, slots=slots, failure=None)
+                self.pending.append(("arrive", arrived))
+            case ef.SendRecall(session=session, lease=lease, slots=recalled):
+                slots = tuple(slot.slot for slot in recalled)
+                self.pending.append(("leave", ev.Left(session=session, lease=lease, slots=slots, failure=None)))
+            case _:
+                pass
+
+    def _go_on(self) -> None:
+        while (ready := next((one for one in self.pending if one[0] not in self.held_back), None)) is not None:
+            self.pending.remove(ready)
+            self._handle(ready[1])
+
+    def let_go(self, kind: str) -> None:
+        """Report what was held back of this kind, from now on at once."""
+        self.held_back.discard(kind)
+        self._go_on()
+
+    def waiting(self, kind: str) -> list[ev.Event]:
+        return [event for name, event in self.pending if name == kind]
+
+    def drop(self, kind: str) -> list[ev.Event]:
+        """Take what was held back of this kind, so that a test can report something else in its place."""
+        dropped = self.waiting(kind)
+        self.pending = [one for one in self.pending if one[0] != kind]
+        return dropped
+
+    def call(self, actor: ev.Peer, request: str | None = None) -> ev.Call:
+        self._calls += 1
+        return ev.Call(call=CallId(self._calls), actor=actor, request=RequestId(request or f"r{self._calls}"))
+
+    def answer(self, event: ev.Event) -> Answer | None:
+        """Make a call; returns what it was answered by now."""
+        call = getattr(event, "call", None)
+        assert isinstance(call, ev.Call)
+        self.do(event)
+        return self.answers.get(call.call)
+
+    @property
+    def last_call(self) -> CallId:
+        return CallId(self._calls)
+
+    def attach(self, who: ev.Peer, name: str = "trainer") -> SessionId:
+        connection = ConnectionId(1000 + who.pid)
+        answer = self.answer(ev.Attach(call=self.call(who), name=name, token=b"t", connection=connection))
+        assert isinstance(answer, ef.Attached), answer
+        self.peers[answer.session] = who
+        return answer.session
+
+    def lend(
+        self,
+        session: SessionId,
+        tag: str,
+        size: int,
+        contents: ev.Contents = ev.Contents.KEEP,
+        *,
+        claimed: bool = True,
+        deadline: Instant = FAR,
+        actor: ev.Peer | None = None,
+        request: str | None = None,
+    ) -> Answer | None:
+        """Ask for so many MiB."""
+        event = ev.Lease(
+            call=self.call(actor or self.peers[session], request),
+            session=session,
+            tag=tag,
+            contents=contents,
+            size_bytes=size * MIB,
+            claimed=claimed,
+            deadline=deadline,
+        )
+        return self.answer(event)
+
+    def lease(self, session: SessionId, tag: str, size: int, contents: ev.Contents = ev.Contents.KEEP) -> LeaseId:
+        """Ask for so many MiB and get them."""
+        answer = self.lend(session, tag, size, contents)
+        assert isinstance(answer, ef.Leased), answer
+        return answer.lease
+
+    def pause(
+        self,
+        session: SessionId,
+        *tags: str,
+        release: bool = False,
+        quiet: bool = True,
+        actor: ev.Peer | None = None,
+        deadline: Instant = FAR,
+    ) -> Answer | None:
+        event = ev.Pause(
+            call=self.call(actor or self.peers[session]),
+            session=session,
+            tags=tags,
+            release=release,
+            quiet=quiet,
+            deadline=deadline,
+        )
+        return self.answer(event)
+
+    def resume(
+        self,
+        session: SessionId,
+        *tags: str,
+        wait: bool = True,
+        deadline: Instant = FAR,
+        actor: ev.Peer | None = None,
+    ) -> Answer | None:
+        event = ev.Resume(
+            call=self.call(actor or self.peers[session]), session=session, tags=tags, wait=wait, deadline=deadline
+        )
+        return self.answer(event)
+
+    def give(self, session: SessionId, lease: LeaseId, slots: Iterable[int] = ()) -> Answer | None:
+        named = tuple(SlotId(slot) for slot in slots)
+        return self.answer(ev.Return(call=self.call(self.peers[session]), session=session, lease=lease, slots=named))
+
+    def at(self, now: int) -> list[ef.Effect]:
+        """Let the time come, and with it the deadlines."""
+        self.now = Instant(now)
+        return self.do(ev.DeadlineReached())
+
+    def view(self, lease: LeaseId) -> LeaseView:
+        found = [one for session in self.broker.snapshot().sessions for one in session.leases if one.lease == lease]
+        return found[0]
+
+    def queue(self) -> tuple[TicketView, ...]:
+        return self.broker.snapshot().queue
+
+    @property
+    def free(self) -> int:
+        """Return what is free, in MiB."""
+        return self.broker.snapshot().free_bytes // MIB
+
+    def sent(self, kind: type[Wanted]) -> list[Wanted]:
+        """Return every effect of a kind so far."""
+        return [effect for effect in self.effects if isinstance(effect, kind)]
