@@ -368,6 +368,8 @@ def test_a_pause_from_outside_waits_for_the_scope(memory: Memory, control: Contr
     with pytest.raises(WrongState), memory.use("a"):
         pass
     assert control.resume("worker", ["a"]) == {"a": True}
+    assert tag_of(memory, "a").state == "resident"
+    memory.resume("a")  # changes nothing; but the daemon's word to our agent is ahead of this answer
     with memory.use("a"):
         assert tensor.eq(3).all()
 

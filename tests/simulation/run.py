@@ -10,6 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.simulation import acts, faults
+from tests.simulation.ending import end
 from tests.simulation.machine import Wronged
 from tests.simulation.world import Shape, World
 from vrambroker.broker.core.errors import InvariantViolation
@@ -19,11 +21,32 @@ def simulate(shape: Shape) -> World:
     """Run one world to its end; raise with its trail and its seed if something went wrong in it."""
     world = World(shape)
     try:
-        world.run()
+        _live(world)
     except (Wronged, InvariantViolation, KeyError, AssertionError, AttributeError, TypeError, ValueError) as error:
         trail = "\n".join(world.trail)
         raise Wronged(f"{trail}\n{type(error).__name__}: {error}\nmake sim SEED={shape.seed}") from error
     return world
+
+
+def _live(world: World) -> None:
+    """Go through all steps and then the end; raises whatever the broker did wrong."""
+    drain_at = world.chance.randrange(2 * world.shape.steps)
+    for number in range(world.shape.steps):
+        if number == drain_at:
+            faults.drain(world)
+        _step(world)
+    end(world)
+
+
+def _step(world: World) -> None:
+    """Let something go wrong, time pass, what is under way go on, or somebody ask for something."""
+    roll = world.chance.random()
+    if roll < 0.02:
+        faults.fault(world)
+    elif roll < 0.05:
+        world.pass_time(world.chance.randint(1, 400))
+    elif roll < 0.22 or not world.go_on(roll < 0.65):
+        acts.act(world)
 
 
 def main() -> int:

@@ -1,0 +1,215 @@
+"""What applications do: lease, use, pause, resume, return, ask for nonsense, go away."""
+
+from tests.simulation.calls import Build
+from tests.simulation.client import SimClient
+from tests.simulation.machine import require
+from tests.simulation.world import UNIT, World
+from vrambroker.broker.core import events as ev
+from vrambroker.broker.core.errors import BrokerError, NotOwner
+from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId
+
+TAGS = ("weights", "kv_cache", "grads")
+
+
+def act(world: World) -> None:
+    active = [client for client in world.clients if client.alive and not client.stopped]
+    if len(active) < world.shape.clients and world.chance.random() < 0.3 and not world.draining:
+        world.spawn()
+        return
+    if not active:
+        return
+    client = world.chance.choice(active)
+    if client.session is None:
+        if not any(one.actor == client.peer for one in world.unanswered):
+            world.attach(client)
+    elif client.connection is None:
+        world.reconnect(client)
+    else:
+        _act_on(world, client, client.session)
+
+
+def _act_on(world: World, client: SimClient, session: SessionId) -> None:
+    roll = world.chance.random()
+    if roll < 0.25:
+        _use(world, client)
+    elif roll < 0.43:
+        _lease(world, client, session)
+    elif roll < 0.50:
+        client.finish_scope()
+    elif roll < 0.66:
+        _pause(world, client, session)
+    elif roll < 0.84:
+        _resume(world, client, session)
+    elif roll < 0.88:
+        _claim(world, client, session)
+    elif roll < 0.955:
+        _return(world, client, session)
+    elif roll < 0.965:
+        detach(world, client, session)
+    elif roll < 0.98:
+        label = world.chance.choice(("train", "generate", ""))
+        world.ask(client, lambda call: ev.Mark(call=call, label=label))
+    else:
+        _nonsense(world, client, session)
+
+
+def _use(world: World, client: SimClient) -> None:
+    waiting = [one.what for one in world.unanswered if one.actor == client.peer]
+    if any(isinstance(what, ev.Lease | ev.Claim | ev.Pause | ev.Return | ev.Detach) for what in waiting):
+        return
+    for lease in client.usable():
+        client.write(lease)
+
+
+def _deadline(world: World) -> Instant:
+    return Instant(world.now + world.chance.choice((0, 300, 3000, 20_000)))
+
+
+def _lease(world: World, client: SimClient, session: SessionId) -> None:
+    tag, contents = world.chance.choice(TAGS), world.chance.choice(list(ev.Contents))
+    size_bytes = world.chance.choice((1, 3 * UNIT, 5 * UNIT - 7, 9 * UNIT, 12 * UNIT))
+    claimed, deadline = world.chance.random() < 0.7, _deadline(world)
+    world.ask(
+        client,
+        lambda call: ev.Lease(
+            call=call,
+            session=session,
+            tag=tag,
+            contents=contents,
+            size_bytes=size_bytes,
+            claimed=claimed,
+            deadline=deadline,
+        ),
+    )
+
+
+def _tags(world: World, session: SessionId) -> tuple[str, ...]:
+    """Return tags to act on: mostly some that the session has."""
+    client = world.by_session.get(session)
+    known = list(dict.fromkeys(lease.tag for lease in client.leases.values())) if client is not None else []
+    if not known or world.chance.random() < 0.1:
+        known = list(TAGS)
+    return tuple(world.chance.sample(known, world.chance.randint(1, len(known))))
+
+
+def _some_session(world: World, client: SimClient, session: SessionId) -> tuple[SessionId, bool]:
+    """Return whose tags to act on: mostly the client's own."""
+    if world.chance.random() < 0.7 or not world.by_session:
+        return session, True
+    other = world.chance.choice(list(world.by_session))
+    return other, other == session
+
+
+def _has_nothing(world: World, session: SessionId) -> bool:
+    """Tell whether there is no point in asking; now and then that is asked for all the same."""
+    client = world.by_session.get(session)
+    return (client is None or not client.leases) and world.chance.random() < 0.9
+
+
+def _pause(world: World, client: SimClient, session: SessionId) -> None:
+    target, own = _some_session(world, client, session)
+    if _has_nothing(world, target):
+        return
+    waiting = any(one.actor == client.peer and isinstance(one.what, ev.Lease) for one in world.unanswered)
+    quiet = own and world.chance.random() < 0.7 and not waiting
+    tags, release, deadline = _tags(world, target), world.chance.random() < 0.3, _deadline(world)
+    world.ask(
+        client,
+        lambda call: ev.Pause(call=call, session=target, tags=tags, release=release, quiet=quiet, deadline=deadline),
+    )
+
+
+def _resume(world: World, client: SimClient, session: SessionId) -> None:
+    target, _ = _some_session(world, client, session)
+    if _has_nothing(world, target):
+        return
+    tags, wait, deadline = _tags(world, target), world.chance.random() < 0.6, _deadline(world)
+    world.ask(
+        client,
+        lambda call: ev.Resume(call=call, session=target, tags=tags, wait=wait, deadline=deadline),
+    )
+
+
+def _claim(world: World, client: SimClient, session: SessionId) -> None:
+    claim = client.claims.pop(0) if client.claims else world.chance.randint(1, 400)
+    world.ask(client, lambda call: ev.Claim(call=call, session=session, claim=claim))
+
+
+def _return(world: World, client: SimClient, session: SessionId) -> None:
+    if not client.leases or client.inbox or _busy_with_lease(world, client):
+        return
+    number = world.chance.choice(list(client.leases))
+    # Slots of a growth that was undone are gone, which the broker tells by refusing it; naming one is nonsense.
+    views = (lease for view in world.broker.snapshot().sessions for lease in view.leases if lease.lease == number)
+    there = {slot.slot for lease in views for slot in lease.slots}
+    slots = [slot for slot in client.leases[number].slots if slot in there]
+    named = world.chance.sample(slots, world.chance.randint(1, len(slots))) if slots else []
+    if world.chance.random() < 0.4:
+        named = []
+    client.let_go(number, named)
+    chosen = tuple(named)
+    world.ask(client, lambda call: ev.Return(call=call, session=session, lease=number, slots=chosen))
+
+
+def _busy_with_lease(world: World, client: SimClient) -> bool:
+    """A client names slots only if it knows them all: not while a grant of its own may still fail."""
+    waiting = (one.what for one in world.unanswered if one.actor == client.peer)
+    return any(isinstance(what, ev.Lease | ev.Claim | ev.Return) for what in waiting)
+
+
+def detach(world: World, client: SimClient, session: SessionId) -> None:
+    for number in list(client.leases):
+        client.let_go(number, [])
+    client.gone = True
+    client.alive = False
+    world.ask(client, lambda call: ev.Detach(call=call, session=session))
+    world.lane(client, "end").append(ev.ProcessEnded(session=session))
+
+
+def _nonsense(world: World, client: SimClient, session: SessionId) -> None:
+    """Ask for what can't be: every one of these is refused and changes nothing."""
+    deadline, other = _deadline(world), world.chance.choice(list(world.by_session))
+    wrong = SessionId(10_000)
+    builds: list[Build] = [
+        lambda call: ev.Lease(
+            call=call,
+            session=session,
+            tag="bad/tag",
+            contents=ev.Contents.DROP,
+            size_bytes=UNIT,
+            claimed=True,
+            deadline=deadline,
+        ),
+        lambda call: ev.Lease(
+            call=call,
+            session=wrong,
+            tag="t",
+            contents=ev.Contents.DROP,
+            size_bytes=0,
+            claimed=True,
+            deadline=deadline,
+        ),
+        lambda call: ev.Resume(call=call, session=session, tags=(), wait=True, deadline=deadline),
+        lambda call: ev.Resume(call=call, session=session, tags=("?",) * 9, wait=True, deadline=deadline),
+        lambda call: ev.Return(call=call, session=session, lease=LeaseId(10_000), slots=()),
+        lambda call: ev.Return(call=call, session=session, lease=LeaseId(1), slots=(SlotId(10_000),)),
+    ]
+    _refused(world, client, world.chance.choice(builds))
+    if other != session and other in world.by_session:
+        stranger = ev.Peer(pid=9_999_999, uid=77, gid=77, domain=Domain("stranger"))
+        _refused(
+            world,
+            client,
+            lambda call: ev.Resume(call=call, session=other, tags=TAGS, wait=True, deadline=deadline),
+            stranger,
+        )
+
+
+def _refused(world: World, client: SimClient, build: Build, actor: ev.Peer | None = None) -> None:
+    before = world.broker.snapshot()
+    asked, event = world.calls.ask(actor or client.peer, build)
+    world.happen(event)
+    require(isinstance(asked.answer, BrokerError), f"nonsense is refused: {event}")
+    require(world.broker.snapshot() == before, f"a refused call has changed something: {event}")
+    if actor is not None and not isinstance(asked.answer, NotOwner):
+        require(type(asked.answer).__name__ in ("UnknownSession", "Draining"), "a stranger may not act")
