@@ -71,6 +71,9 @@ native-test: setup ## the C++ tests, plain and under ASan and UBSan
 	@cmake -S native -B build/native -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null && cmake --build build/native && ctest --test-dir build/native --output-on-failure
 	@cmake -S native -B build/native-asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DVRB_SANITIZE=address,undefined >/dev/null && cmake --build build/native-asan && ctest --test-dir build/native-asan --output-on-failure
 
+test-gpu: ## build and test on this machine's GPU, offline; results in out/ (skipped where there is none)
+	@tests/gpu/run_all.sh
+
 sim: setup ## one run of the simulator: make sim SEED=7 (or many: SEED=1 COUNT=500)
 	$(PY) tests/simulation/run.py --seed $(or $(SEED),1) --count $(or $(COUNT),1)
 

@@ -48,8 +48,13 @@ void put_text(char (&into)[N], const std::string &text) {
   into[length] = '\0';
 }
 
+// What the ABI calls the kind of a device: a GPU goes by its UUID at the daemon.
+std::string kind_of(const std::string &device) {
+  return device.rfind("GPU-", 0) == 0 || device.rfind("MIG-", 0) == 0 ? "cuda" : device.substr(0, device.find(':'));
+}
+
 void require_device(const ConnectOptions &options, const record::Welcome &welcome) {
-  if (welcome.device.rfind(options.device, 0) == 0) return;
+  if (welcome.device == options.device || kind_of(welcome.device) == options.device) return;
   throw invalid_argument("the daemon at " + options.path + " serves " + welcome.device + ", not " + options.device,
                          options.device);
 }
@@ -78,6 +83,8 @@ Client &Client::connect(const ConnectOptions &options, std::unique_ptr<Device> d
   const record::Hello hello{PROTOCOL, ROLE_WORKER, {}, options.name, options.version};
   Connection connection = open_connection(options.path, hello, Clock::now() + milliseconds(timeout_ms));
   require_device(options, connection.welcome);
+  // Whichever GPU it is that the daemon serves, under whatever number this process knows it.
+  if (options.device == "cuda") device = make_device(connection.welcome.device);
   return *new Client(options, std::move(connection), std::move(device));
 }
 

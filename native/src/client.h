@@ -49,6 +49,7 @@ class Client {
   // Returns, per tag, whether its pages are the same as before the pause.
   std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_paused(const std::string &tag);
+  DlpackDevice dlpack_device() const { return device_->dlpack_device(); }
 
   void enter(const std::vector<std::string> &tags, const std::string &scope);
   void exit(const std::vector<std::string> &tags, const std::string &scope);

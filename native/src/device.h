@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "fd.h"
 
@@ -31,6 +32,20 @@ class Lane {
   virtual Failure finish() = 0;
 };
 
+// A frame on its way to its addresses.
+struct Frame {
+  Fd fd;
+  uint64_t size_bytes;
+};
+
+// Where a tensor over leased memory lives, as DLPack names it.
+struct DlpackDevice {
+  int32_t type;
+  int32_t id;
+};
+constexpr int32_t DLPACK_CPU = 1;
+constexpr int32_t DLPACK_CUDA = 2;
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -41,6 +56,9 @@ class Device {
 
   // Puts a frame behind reserved addresses. Ownership: takes the fd, and closes it in any case.
   virtual Failure map(Fd frame, void *address, uint64_t size_bytes) = 0;
+  // Puts frames there side by side from `address` on: all of them or none. One call for what lies together, where that
+  // is cheaper: a GPU's page tables are opened once for each. Ownership: as for `map`.
+  virtual Failure map_run(std::vector<Frame> frames, void *address);
   // Takes it away again; the addresses stay reserved, and touching them is a fault.
   virtual Failure unmap(void *address, uint64_t size_bytes) = 0;
 
@@ -55,11 +73,16 @@ class Device {
 
   virtual std::unique_ptr<Lane> open_lane() = 0;
 
-  // Waits until this process's work on the device is done. A failure that says why it can't be waited for.
+  // Waits until this process's work on the device is done. A failure that says why it can't be waited for. Not to be
+  // called while a CUDA graph is being captured anywhere in the process: not every such capture can be seen from here,
+  // and one that can't is broken (and the call fails).
   virtual Failure quiesce() = 0;
+
+  virtual DlpackDevice dlpack_device() const { return {DLPACK_CPU, 0}; }
 };
 
-// Makes the device of this kind ("host"); throws Error if there is none.
-std::unique_ptr<Device> make_device(const std::string &kind);
+// Makes the device of this name: "host" or "host:N", a GPU's UUID as the daemon names it, "cuda:N" as this process counts,
+// or "cuda" for its first GPU. Throws Error if there is none.
+std::unique_ptr<Device> make_device(const std::string &name);
 
 }  // namespace vrb

@@ -11,13 +11,7 @@
 
 namespace {
 
-constexpr int32_t CPU = 1;
 constexpr uint8_t UNSIGNED = 1;
-
-struct Device {
-  int32_t type;
-  int32_t number;
-};
 
 struct DataType {
   uint8_t code;
@@ -27,7 +21,7 @@ struct DataType {
 
 struct Tensor {
   void *data;
-  Device device;
+  vrb::DlpackDevice device;
   int32_t dimensions;
   DataType type;
   int64_t *shape;
@@ -66,7 +60,7 @@ vrb_status vrb_tensor(vrb_lease *lease, size_t size, uint32_t timeout_ms, void *
     owned->client = reinterpret_cast<vrb_client *>(&from.client);
     Tensor &tensor = owned->managed.tensor;
     tensor.data = size == 0 ? from.base : from.client.allocate(from, size, timeout_ms);
-    tensor.device = {CPU, 0};
+    tensor.device = from.client.dlpack_device();
     tensor.dimensions = 1;
     tensor.type = {UNSIGNED, 8, 1};
     tensor.shape = &owned->size_bytes;

@@ -6,8 +6,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "status.h"
-
 namespace vrb {
 namespace {
 
@@ -68,7 +66,12 @@ void *HostDevice::reserve(uint64_t size_bytes) { return reserve_aligned(size_byt
 
 void HostDevice::release(void *address, uint64_t size_bytes) { ::munmap(address, size_bytes); }
 
-Failure HostDevice::map(Fd frame, void *address, uint64_t size_bytes) { return map_over(frame, address, size_bytes); }
+Failure HostDevice::map(Fd frame, void *address, uint64_t size_bytes) {
+  Failure failure = map_over(frame, address, size_bytes);
+  // It may be there, only without its advice.
+  if (failure) unmap(address, size_bytes);
+  return failure;
+}
 
 Failure HostDevice::unmap(void *address, uint64_t size_bytes) {
   constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
@@ -90,10 +93,5 @@ void *HostDevice::map_arena(Fd file, uint64_t size_bytes) {
 void HostDevice::unmap_arena(void *address, uint64_t size_bytes) { ::munmap(address, size_bytes); }
 
 std::unique_ptr<Lane> HostDevice::open_lane() { return std::make_unique<HostLane>(); }
-
-std::unique_ptr<Device> make_device(const std::string &kind) {
-  if (kind == "host") return std::make_unique<HostDevice>();
-  throw invalid_argument("this library serves the device kind host, not " + kind, kind);
-}
 
 }  // namespace vrb

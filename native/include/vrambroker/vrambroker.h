@@ -72,7 +72,7 @@ typedef struct vrb_stats {
 VRB_API int vrb_abi_version(void);
 
 /* Attach this process as `name` to the daemon whose handle socket is at `socket_path`.
- * device: "host" or "cuda". Starts the agent thread. Ownership: the client lives until the process ends; vrb_close only ends its use. */
+ * device: "host" or "cuda" (the GPU that the daemon serves), or as make_device in src/device.h has it. Starts the agent thread. Ownership: the client lives until the process ends; vrb_close only ends its use. */
 VRB_API vrb_status vrb_connect(const char *socket_path, const char *name, const char *device, const char *version,
                                uint32_t timeout_ms, vrb_client **client, vrb_error *error);
 
