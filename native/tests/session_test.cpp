@@ -140,6 +140,24 @@ TEST(session, packets_that_are_no_records_end_the_connection_only) {
   CHECK_EQ(stats(grown.client).mapped_bytes, FRAME);
 }
 
+TEST(session, packets_that_carry_too_much_end_the_connection) {
+  Peer peer;
+  Grown grown(peer);
+  const Fd file = make_file(FRAME);
+  const std::size_t fds = count_fds();
+  // Seventeen fds with a header that speaks of sixteen: the kernel delivers sixteen and says that it cut.
+  record::Grant grant{1, 3, 1, "weights", {}};
+  for (uint64_t slot = 10; slot < 26; ++slot) grant.slots.push_back({slot, FRAME, 0, 0, 0});
+  peer.send_raw(encode(FromDaemon(grant), 16), std::vector<int>(17, file.get()));
+  CHECK(!peer.next_or_end());
+  reattach(peer);
+  peer.send_raw(Packet(PACKET_BYTES_MAX + 100, 1), {file.get()});
+  CHECK(!peer.next_or_end());
+  reattach(peer);
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(stats(grown.client).mapped_bytes, FRAME);
+}
+
 TEST(session, records_that_contradict_themselves_end_the_connection) {
   Peer peer;
   Grown grown(peer);
