@@ -243,6 +243,34 @@ void Client::end_growth(Lease &lease) {
   wake_.ring();
 }
 
+void Client::free_after(void *address, void *stream) {
+  free_put_off();
+  if (device_->wait_stream(stream)) {
+    free(address);
+    return;
+  }
+  const Lock lock(book_.mutex);
+  put_off_.push_back({address, stream});
+}
+
+// Tries once more what a capture has put off.
+void Client::free_put_off() {
+  std::vector<PutOff> waiting;
+  {
+    const Lock lock(book_.mutex);
+    if (put_off_.empty()) return;
+    waiting.swap(put_off_);
+  }
+  for (const PutOff &one : waiting) {
+    if (device_->wait_stream(one.stream)) {
+      free(one.address);
+      continue;
+    }
+    const Lock lock(book_.mutex);
+    put_off_.push_back(one);
+  }
+}
+
 void Client::free(void *address) {
   const Lock lock(book_.mutex);
   Lease *lease = book_.find_lease_at(address);
@@ -276,6 +304,7 @@ void Client::reopen_gates(const std::vector<Tag *> &tags) {
 }
 
 void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
+  free_put_off();
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);

@@ -44,6 +44,8 @@ class Client {
   Lease &open_lease(const std::string &tag, vrb_contents contents);
   void *allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void free(void *address);
+  // Frees it once what was given to this stream of the device is done; at a later call if that can't be waited for now.
+  void free_after(void *address, void *stream);
 
   void pause(const std::vector<std::string> &tags, bool release, uint32_t timeout_ms);
   // Returns, per tag, whether its pages are the same as before the pause.
@@ -66,6 +68,7 @@ class Client {
   template <class Record>
   record::Done ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows = nullptr);
 
+  void free_put_off();
   void give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline);
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);
@@ -75,6 +78,11 @@ class Client {
   void settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::time_point deadline);
   void leave(const std::vector<Tag *> &tags, const std::string &scope);
 
+  struct PutOff {
+    void *address;
+    void *stream;
+  };
+
   const uint32_t generation_;
   std::unique_ptr<Device> device_;
   Wake wake_;
@@ -82,6 +90,8 @@ class Client {
   Book book_;
   Copier copier_;
   Agent agent_;
+  // Guarded by the book's mutex.
+  std::vector<PutOff> put_off_;
 };
 
 }  // namespace vrb

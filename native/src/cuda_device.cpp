@@ -323,4 +323,18 @@ Failure CudaDevice::quiesce() {
   });
 }
 
+bool CudaDevice::wait_stream(void *stream) {
+  bool waited = true;
+  inside([&]() -> Failure {
+    const auto on = static_cast<cuda::Stream>(stream);
+    int status = cuda::CAPTURE_STATUS_NONE;
+    cuda::Result result = driver_.stream_is_capturing(on, &status);
+    if (result == cuda::SUCCESS && status == cuda::CAPTURE_STATUS_NONE) result = driver_.stream_synchronize(on);
+    // After any other error no work of this context will run any more.
+    waited = status == cuda::CAPTURE_STATUS_NONE && !cuda::is_about_capture(result);
+    return std::nullopt;
+  });
+  return waited;
+}
+
 }  // namespace vrb

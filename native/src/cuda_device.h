@@ -33,6 +33,7 @@ class CudaDevice final : public Device {
   void unregister_host(void *address) override;
   std::unique_ptr<Lane> open_lane() override;
   Failure quiesce() override;
+  bool wait_stream(void *stream) override;
   DlpackDevice dlpack_device() const override { return {DLPACK_CUDA, ordinal_}; }
 
  private:

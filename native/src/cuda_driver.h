@@ -24,7 +24,14 @@ using Stream = struct StreamTag *;
 using Event = struct EventTag *;
 
 constexpr Result SUCCESS = 0;
+constexpr Result ERROR_STREAM_CAPTURE_UNSUPPORTED = 900;
 constexpr Result ERROR_STREAM_CAPTURE_IMPLICIT = 906;
+constexpr Result ERROR_STREAM_CAPTURE_WRONG_THREAD = 908;
+
+// Whether a call failed because of a graph that is being captured: these results lie side by side.
+inline bool is_about_capture(Result result) {
+  return result >= ERROR_STREAM_CAPTURE_UNSUPPORTED && result <= ERROR_STREAM_CAPTURE_WRONG_THREAD;
+}
 
 constexpr int ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED = 102;
 constexpr int ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED = 103;
@@ -124,6 +131,7 @@ class Driver {
 
   const Call<Stream *, unsigned> stream_create{library_, "cuStreamCreate"};
   const Call<Stream> stream_destroy{library_, "cuStreamDestroy_v2"};
+  const Call<Stream> stream_synchronize{library_, "cuStreamSynchronize"};
   const Call<Stream, int *> stream_is_capturing{library_, "cuStreamIsCapturing"};
   const Call<int *> thread_exchange_capture_mode{library_, "cuThreadExchangeStreamCaptureMode"};
   const Call<Event *, unsigned> event_create{library_, "cuEventCreate"};

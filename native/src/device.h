@@ -78,6 +78,10 @@ class Device {
   // and one that can't is broken (and the call fails).
   virtual Failure quiesce() = 0;
 
+  // Waits until what was given to one stream (a CUstream) is done. False if that can't be waited for now, since a graph is
+  // being captured there. A device without streams has nothing to wait for.
+  virtual bool wait_stream(void *) { return true; }
+
   virtual DlpackDevice dlpack_device() const { return {DLPACK_CPU, 0}; }
 };
 

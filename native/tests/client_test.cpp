@@ -1,8 +1,12 @@
 // What the application's threads see: connecting, allocating, pausing, scopes, and errors with their fields.
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <array>
+#include <cstdio>
 #include <cstring>
+#include <stdexcept>
 
 #include "background.h"
 #include "check.h"
@@ -31,6 +35,31 @@ vrb_error connect_against(Answer answer, vrb_status wanted) {
   connecting.join();
   CHECK_EQ(static_cast<int>(status), static_cast<int>(wanted));
   return error;
+}
+
+// The malloc hook of a lease, looked up as torch does.
+struct Hook {
+  explicit Hook(vrb_lease *lease) {
+    CHECK(vrb_torch_hook(lease, &number, nullptr) == VRB_OK);
+    char name[32];
+    std::snprintf(name, sizeof name, "vrb_torch_malloc_%02x", number);
+    function = reinterpret_cast<void *(*)(ptrdiff_t, int, void *)>(dlsym(RTLD_DEFAULT, name));
+    CHECK(function != nullptr);
+  }
+  void *malloc(ptrdiff_t size) const { return function(size, 0, nullptr); }
+
+  uint32_t number = 0;
+  void *(*function)(ptrdiff_t, int, void *) = nullptr;
+};
+
+template <class Body>
+std::string thrown(Body body) {
+  try {
+    body();
+  } catch (const std::runtime_error &error) {
+    return error.what();
+  }
+  return {};
 }
 
 std::string hex_of(const vrb_error &error) { return {reinterpret_cast<const char *>(error.detail), error.detail_size}; }
@@ -405,38 +434,79 @@ TEST(client, a_quiet_tag_gives_out_no_memory_and_opens_with_its_state) {
   CHECK_OK(enter(client, {"weights"}, "forward"));
 }
 
-TEST(client, torch_hooks_allocate_from_the_innermost_region) {
+TEST(client, a_torch_hook_allocates_from_its_lease_in_any_thread) {
   Peer peer;
   vrb_client *client = attach(peer);
-  vrb_lease *outer = open_lease(client, "outer");
-  vrb_lease *inner = open_lease(client, "inner");
-  vrb_error error{};
-  CHECK(vrb_torch_malloc(100, 0, nullptr) == nullptr);
-  CHECK(vrb_torch_last_error(&error) == VRB_WRONG_STATE);
+  const Hook weights(open_lease(client, "weights")), cache(open_lease(client, "cache"));
+  CHECK_EQ(Hook(open_lease(client, "weights")).number, weights.number);
   Background torch([&] {
-    vrb_region_push(outer);
-    vrb_region_push(inner);
-    void *pointer = vrb_torch_malloc(100, 0, nullptr);
+    void *pointer = weights.malloc(100);
     CHECK(pointer != nullptr && vrb_torch_last_error(nullptr) == VRB_OK);
-    vrb_region_pop();
-    CHECK(vrb_torch_malloc(1 << 20, 0, nullptr) == nullptr);
+    CHECK(cache.malloc(1 << 20) == nullptr);
     vrb_error told{};
     CHECK(vrb_torch_last_error(&told) == VRB_REFUSED);
     CHECK_EQ(std::string(told.name), "OutOfDeviceMemory");
-    vrb_region_pop();
-    vrb_region_pop();
     vrb_torch_free(pointer, 100, 0, nullptr);
-    CHECK(vrb_torch_last_error(nullptr) == VRB_OK);
+    CHECK(vrb_torch_last_error(nullptr) == VRB_REFUSED);  // still that of the last malloc
   });
-  CHECK_EQ(peer.serve_lease(3, {{4}}).tag, "inner");
+  CHECK_EQ(peer.serve_lease(3, {{4}}).tag, "weights");
   const auto asked = peer.expect<record::Lease>();
-  CHECK_EQ(asked.tag, "outer");
+  CHECK_EQ(asked.tag, "cache");
   peer.error(asked.request, "OutOfDeviceMemory", "full");
   torch.join();
   CHECK_EQ(peer.expect<record::Return>().lease, uint64_t{3});
+  CHECK(vrb_torch_last_error(nullptr) == VRB_OK);  // another thread's
+}
+
+TEST(client, torch_frees_are_quiet_first) {
+  Peer peer;
+  Rig rig(peer);
+  const Hook hook(open_lease(rig.client, "weights"));
+  std::array<void *, 3> pointers{};
+  Background torch([&] {
+    for (void *&pointer : pointers) pointer = hook.malloc(100);
+  });
+  peer.serve_lease(3, {{4}});
+  torch.join();
+  rig.device->capturing = true;
+  vrb_torch_free(pointers[0], 100, 0, nullptr);
+  vrb_torch_free(pointers[1], 100, 0, nullptr);
+  CHECK_EQ(stats(rig.client).allocations, uint64_t{3});
+  rig.device->capturing = false;
+  vrb_torch_free(pointers[2], 100, 0, nullptr);
+  CHECK_EQ(peer.expect<record::Return>().lease, uint64_t{3});
+  CHECK_EQ(stats(rig.client).allocations, uint64_t{0});
+}
+
+TEST(client, a_torch_hook_tells_only_of_memory_by_null) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  const Hook hook(open_lease(client, "weights"));
+  CHECK(hook.malloc(ptrdiff_t{1} << 50) == nullptr);  // more than the device has
+  CHECK(vrb_torch_last_error(nullptr) == VRB_INVALID);
+  CHECK_EQ(thrown([&] { hook.malloc(0); }), "InvalidArgument: an allocation has at least one byte");
+  CHECK_OK(pause(client, {"weights"}));
+  CHECK_EQ(thrown([&] { hook.malloc(100); }), "WrongState: tag weights is paused");
+  CHECK(vrb_torch_last_error(nullptr) == VRB_WRONG_STATE);
   int local = 0;
-  vrb_torch_free(&local, 4, 0, nullptr);
-  CHECK(vrb_torch_last_error(&error) == VRB_INVALID);
+  vrb_torch_free(&local, 4, 0, nullptr);  // never leased: nothing happens
+}
+
+TEST(client, torch_hooks_run_out_with_an_error) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  uint32_t hook = 0;
+  vrb_error error{};
+  for (int i = 0; i <= VRB_TORCH_HOOKS; ++i) {
+    vrb_lease *lease = open_lease(client, ("tag" + std::to_string(i)).c_str());
+    const vrb_status status = vrb_torch_hook(lease, &hook, &error);
+    // Leases of earlier cases have hooks too.
+    if (status == VRB_OK) continue;
+    CHECK(status == VRB_INVALID);
+    CHECK_EQ(std::string(error.message), "torch allocates under 256 tags of a process at most");
+    return;
+  }
+  CHECK(false);
 }
 
 TEST(client, a_dlpack_tensor_frees_itself) {

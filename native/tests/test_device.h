@@ -34,6 +34,11 @@ class TestDevice final : public vrb::Device {
   std::unique_ptr<vrb::Lane> open_lane() override { return std::make_unique<HeldLane>(*this); }
   vrb::Failure quiesce() override { return quiesce_fails ? vrb::Failure("a capture is under way") : std::nullopt; }
 
+  bool wait_stream(void *) override {
+    ++stream_waits;
+    return !capturing;
+  }
+
   void hold_copies() {
     const std::lock_guard lock(mutex_);
     held_ = true;
@@ -53,6 +58,8 @@ class TestDevice final : public vrb::Device {
   std::atomic<bool> unmap_fails{false};
   std::atomic<bool> copy_fails{false};
   std::atomic<bool> quiesce_fails{false};
+  std::atomic<bool> capturing{false};
+  std::atomic<int> stream_waits{0};
 
  private:
   class HeldLane final : public vrb::Lane {

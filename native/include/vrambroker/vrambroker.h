@@ -119,12 +119,17 @@ VRB_API vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paus
 VRB_API vrb_status vrb_tensor(vrb_lease *lease, size_t size, uint32_t timeout_ms, void **dl_managed_tensor,
                               vrb_error *error);
 
-/* torch.cuda.memory.CUDAPluggableAllocator hooks. They allocate from the innermost lease that this thread has pushed,
- * and answer NULL for "out of memory" and for nothing else that could be mistaken for it: see vrb_torch_last_error. */
-VRB_API void vrb_region_push(vrb_lease *lease);
-VRB_API void vrb_region_pop(void);
-VRB_API void *vrb_torch_malloc(ptrdiff_t size, int device, void *stream);
+/* Hooks of torch.cuda.memory.CUDAPluggableAllocator. A lease has one of the malloc hooks vrb_torch_malloc_00 to
+ * vrb_torch_malloc_ff for good, by this number; its allocations come from that lease, in any thread. InvalidArgument when
+ * all are taken. A malloc hook answers NULL for "out of memory" and for nothing else: for other errors it throws a
+ * std::runtime_error, which torch hands to Python as a RuntimeError. It waits only for what is certain. */
+#define VRB_TORCH_HOOKS 256
+VRB_API vrb_status vrb_torch_hook(vrb_lease *lease, uint32_t *hook, vrb_error *error);
+
+/* The free hook: waits until what was given to the stream is done; while the stream is captured, that is put off. */
 VRB_API void vrb_torch_free(void *pointer, ptrdiff_t size, int device, void *stream);
+
+/* What the last call of a malloc hook in this thread came to. */
 VRB_API vrb_status vrb_torch_last_error(vrb_error *error);
 
 #ifdef __cplusplus

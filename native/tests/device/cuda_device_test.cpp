@@ -238,6 +238,45 @@ void refuses_to_be_quiet_in_a_capture() {
   must(device->quiesce());
 }
 
+void waits_for_one_stream_but_not_while_it_is_captured() {
+  test::CudaSource source;
+  Application application;
+  const auto device = vrb::make_device("cuda");
+  constexpr uint64_t size_bytes = 64 * MIB;
+  void *address = device->reserve(size_bytes);
+  must(device->map_run(make_frames(source, 1, size_bytes), address));
+  const cuda::Stream busy = application.open_stream(cuda::STREAM_NON_BLOCKING);
+  const int count = fake_fail() == nullptr ? 500 : 4;
+  const auto give_work = [&] {
+    for (int i = 0; i < count; ++i) {
+      constexpr unsigned char byte = 1;
+      must(driver().attempt(driver().set_bytes_async, reinterpret_cast<uintptr_t>(address), byte, size_bytes, busy));
+    }
+    CHECK(more().stream_query(busy) != cuda::SUCCESS);
+  };
+  give_work();
+  CHECK(device->wait_stream(busy));
+  CHECK(more().stream_query(busy) == cuda::SUCCESS);
+  for (const int mode : {0, 1, 2}) {
+    const cuda::Stream captured = application.open_stream(cuda::STREAM_NON_BLOCKING);
+    give_work();
+    must(driver().attempt(more().begin_capture, captured, mode));
+    CHECK(!device->wait_stream(captured));
+    // Other streams can be waited for meanwhile, in this thread and in others.
+    CHECK(device->wait_stream(busy));
+    CHECK(in_a_thread([&] { CHECK(device->wait_stream(nullptr)); }).empty());
+    void *graph = nullptr;
+    must(driver().attempt(more().end_capture, captured, &graph));
+    if (graph != nullptr) more().graph_destroy(graph);
+    CHECK(device->wait_stream(captured));
+    driver().stream_destroy(captured);
+  }
+  CHECK(more().stream_query(busy) == cuda::SUCCESS);
+  driver().stream_destroy(busy);
+  must(device->unmap(address, size_bytes));
+  device->release(address, size_bytes);
+}
+
 void fails_to_be_quiet_in_a_capture_it_cannot_see() {
   Application application;
   const auto device = vrb::make_device("cuda");
@@ -408,6 +447,7 @@ int main() {
   ADD(breaks_no_capture);
   ADD(makes_its_context_beside_a_capture);
   ADD(refuses_to_be_quiet_in_a_capture);
+  ADD(waits_for_one_stream_but_not_while_it_is_captured);
   ADD(fails_to_be_quiet_in_a_capture_it_cannot_see);
   ADD(waits_for_other_streams);
   ADD(fails_a_copy_across_registrations);

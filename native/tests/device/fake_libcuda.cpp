@@ -457,6 +457,25 @@ API Result cuStreamEndCapture(Stream *stream, void **graph) {
 
 API Result cuGraphDestroy(void *) { return SUCCESS; }
 
+API Result cuStreamSynchronize(Stream *stream) {
+  const Lock lock(books().mutex);
+  if (const Result result = planned("cuStreamSynchronize")) return result;
+  if (pointer(stream) <= 2) {
+    for (Stream *one : books().streams) {
+      if (!one->blocking) continue;
+      if (one->capturing) return CAPTURE_IMPLICIT;
+      carry_out(*one);
+    }
+    return SUCCESS;
+  }
+  if (stream->capturing) {
+    stream->broken = true;
+    return CAPTURE_UNSUPPORTED;
+  }
+  carry_out(*stream);
+  return SUCCESS;
+}
+
 API Result cuStreamIsCapturing(Stream *stream, int *status) {
   const Lock lock(books().mutex);
   *status = 0;
