@@ -26,7 +26,8 @@ app = typer.Typer(
 )
 
 Device = Annotated[
-    str | None, typer.Option("--device", help="host, host:N; without it, every device that has a daemon.")
+    str | None,
+    typer.Option("--device", help="host, host:N, cuda:N, a GPU's UUID; without it, every device that has a daemon."),
 ]
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", help="Where the sockets are (VRAMBROKER_RUN_DIR, else /run/vrambroker).")
@@ -78,9 +79,10 @@ def _endpoints(device: str | None) -> tuple["Endpoint", ...]:
 
 @app.command()
 def serve(
-    device: Annotated[str, typer.Option(help="host or host:N.")] = "host",
+    device: Annotated[str, typer.Option(help="host, host:N, cuda, cuda:N or a GPU's UUID.")] = "host",
     capacity: Annotated[
-        str | None, typer.Option(help="Bytes to lend, such as 24GiB; on host a quarter of the memory limit.")
+        str | None,
+        typer.Option(help="Bytes to lend, such as 24GiB; by default a GPU less 2 GiB, a quarter of the host's memory."),
     ] = None,
     host_budget: Annotated[
         str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")

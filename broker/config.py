@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
+from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import GIB, MIB
 
+# What host memory is counted in; a device's capacity is counted in its smallest frame.
 GRAIN_BYTES = 2 * MIB
-ARENA_FILE_BYTES = 64 * MIB
+# A file is made whole before anything is parked in it, and nothing lies across two of them: as large as the largest frame,
+# and on a machine without a GPU not larger than it must be.
+ARENA_FILE_BYTES_MIN = 64 * MIB
 RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 _HOST = re.compile(r"host(?::(\d{1,9}))?")
-_CUDA = re.compile(r"cuda(?::\d+)?|GPU-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_CUDA = re.compile(r"cuda(?::\d{1,4})?|(?:GPU|MIG)-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def parse_size(text: str, argument: str) -> int:
@@ -35,13 +39,15 @@ def parse_size(text: str, argument: str) -> int:
 
 
 def parse_device(text: str) -> str:
-    """Return the device's id: `host:N` (`host` is `host:0`); raises `InvalidArgument`."""
+    """Return a device as `open_place` takes it: `host:N` (`host` is `host:0`), or a GPU; raises `InvalidArgument`."""
     match = _HOST.fullmatch(text)
     if match is not None:
         return f"host:{int(match[1] or 0)}"
     if _CUDA.fullmatch(text) is not None:
-        raise InvalidArgument(message=f"device {text!r}: CUDA devices are not in this version", argument="device")
-    raise InvalidArgument(message=f"device {text!r} is not host or host:N", argument="device")
+        return text
+    raise InvalidArgument(
+        message=f"device {text!r} is not host, host:N, cuda, cuda:N or a GPU's UUID", argument="device"
+    )
 
 
 def default_run_dir() -> Path:
@@ -63,14 +69,18 @@ def default_run_dir() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Sizes in bytes, whole grains of 2 MiB; `device_bytes` is what the device has in all."""
+    """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB."""
 
-    device: str
-    device_bytes: int
+    place: Place
     capacity_bytes: int
     host_budget_bytes: int
     arena_file_bytes: int
     run_dir: Path
+
+    @property
+    def device(self) -> str:
+        """The device's id: `host:N`, or a GPU's UUID with its prefix."""
+        return self.place.name
 
     @staticmethod
     def of(
@@ -80,26 +90,42 @@ class Config:
         host_budget: str | None = None,
         run_dir: Path | None = None,
     ) -> "Config":
-        """Return the configuration that these words mean, defaults filled in; raises `InvalidArgument`."""
+        """Return the configuration that these words mean, defaults filled in.
+
+        Raises `InvalidArgument`, and `DriverFailed` where the GPU can't be used. Opens the device.
+        """
+        place = open_place(parse_device(device))
         limit_bytes = memory_limit_bytes()
-        budget_bytes = _grains(host_budget, "host_budget", default_bytes=limit_bytes // 2, most_bytes=limit_bytes)
+        host = _Bounds(default_bytes=limit_bytes // 2, most_bytes=limit_bytes, of="the memory limit")
+        of_device = _Bounds(default_bytes=place.lent_bytes, most_bytes=place.device_bytes, of=f"device {place.name}")
+        sizes_bytes = place.frame_sizes_bytes
+        budget_bytes = _whole(host_budget, "host_budget", host, GRAIN_BYTES)
         return Config(
-            device=parse_device(device),
-            device_bytes=limit_bytes,
-            capacity_bytes=_grains(capacity, "capacity", default_bytes=limit_bytes // 4, most_bytes=limit_bytes),
+            place=place,
+            capacity_bytes=_whole(capacity, "capacity", of_device, sizes_bytes[0]),
             host_budget_bytes=budget_bytes,
-            arena_file_bytes=min(ARENA_FILE_BYTES, budget_bytes),
+            arena_file_bytes=min(max(ARENA_FILE_BYTES_MIN, sizes_bytes[-1]), budget_bytes),
             run_dir=default_run_dir() if run_dir is None else run_dir,
         )
 
 
-def _grains(text: str | None, argument: str, *, default_bytes: int, most_bytes: int) -> int:
-    """Return a size as whole grains, rounded down; raises `InvalidArgument` for less than one or more than there is."""
-    size_bytes = default_bytes if text is None else parse_size(text, argument)
-    if size_bytes < GRAIN_BYTES:
-        raise InvalidArgument(message=f"{argument} of {size_bytes} bytes is less than a frame", argument=argument)
-    if size_bytes > most_bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bounds:
+    default_bytes: int
+    most_bytes: int
+    of: str
+
+
+def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -> int:
+    """Return a size in whole grains, rounded down; raises `InvalidArgument` for less than one or more than there is."""
+    size_bytes = bounds.default_bytes if text is None else parse_size(text, argument)
+    if size_bytes < grain_bytes:
         raise InvalidArgument(
-            message=f"{argument} of {size_bytes} bytes is more than the memory limit of {most_bytes}", argument=argument
+            message=f"{argument} of {size_bytes} bytes is less than a frame of {grain_bytes}", argument=argument
         )
-    return size_bytes - size_bytes % GRAIN_BYTES
+    if size_bytes > bounds.most_bytes:
+        raise InvalidArgument(
+            message=f"{argument} of {size_bytes} bytes is more than the {bounds.most_bytes} of {bounds.of}",
+            argument=argument,
+        )
+    return size_bytes - size_bytes % grain_bytes

@@ -22,7 +22,6 @@ from vrambroker.broker.adapters.device_lock import DeviceLock
 from vrambroker.broker.adapters.dump import write_dump
 from vrambroker.broker.adapters.handles import Greeting, HandleServer
 from vrambroker.broker.adapters.history import History
-from vrambroker.broker.adapters.host_frames import FRAME_SIZES_BYTES, HostFrames
 from vrambroker.broker.adapters.messages import Here, status_of
 from vrambroker.broker.adapters.notify import notify
 from vrambroker.broker.adapters.roster import Roster
@@ -35,6 +34,7 @@ from vrambroker.broker.core.broker import Broker
 from vrambroker.broker.core.events import Drain
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.snapshot import Snapshot
+from vrambroker.broker.ports import Frames
 from vrambroker.broker.runtime import Bug, Runtime, World
 from vrambroker.broker.version import VERSION
 from vrambroker.v1 import broker_pb2 as v1
@@ -78,7 +78,7 @@ class _Parts:
     handles: HandleServer
     roster: Roster
     runtime: Runtime
-    frames: HostFrames
+    frames: Frames
     arena: HostArena
     calls: Calls
     history: History
@@ -115,12 +115,12 @@ class _Daemon:
         config, clock = self._config, MonotonicClock()
         limits = Limits(
             capacity_bytes=config.capacity_bytes,
-            frame_sizes_bytes=FRAME_SIZES_BYTES,
+            frame_sizes_bytes=config.place.frame_sizes_bytes,
             host_budget_bytes=config.host_budget_bytes,
             arena_file_bytes=config.arena_file_bytes,
         )
         runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
-        frames = HostFrames(deliver=runtime.deliver, device_bytes=config.device_bytes)
+        frames = config.place.frames(runtime.deliver)
         arena = HostArena(deliver=runtime.deliver)
         workers = Workers(frames=frames, arena=arena)
         roster = Roster(submit=runtime.submit, on_gone=workers.gone)

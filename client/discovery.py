@@ -93,6 +93,11 @@ def device_id(device: str) -> str:
     return device
 
 
+def is_host(device_id: str) -> bool:
+    """Whether a device's id is that of a stand-in without a GPU."""
+    return device_id.startswith("host:")
+
+
 def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
     """Return the error for a daemon whose sockets are there but which does not answer."""
     return BrokerUnavailable(
@@ -164,6 +169,13 @@ def _cuda_uuid(device: str) -> str:
         raise InvalidArgument(
             message=f"{device}: torch sees {torch.cuda.device_count()} GPUs in this process", argument="device"
         )
+    return gpu_name(index)
+
+
+def gpu_name(index: int) -> str:
+    """Return the UUID, as `GPU-…`, of torch's GPU of this number."""
+    import torch
+
     ask: Callable[[int], Any] = getattr(torch.cuda, "get_device_properties")  # noqa: B009 (torch does not type it)
     return f"GPU-{ask(index).uuid}"
 

@@ -1,13 +1,12 @@
 """`Memory`: what a worker leases from its broker, as torch code sees it. Synchronous, thread-safe."""
 
-import functools
 import os
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
 from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
 from vrambroker.client import discovery, native
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from vrambroker.client.placing import Placeable
     from vrambroker.client.status import Status
+    from vrambroker.client.tensors import Allocate
 
 Contents = Literal["keep", "drop", "zero"]
 Placed = TypeVar("Placed", bound="Placeable")
@@ -24,11 +24,23 @@ Placed = TypeVar("Placed", bound="Placeable")
 TIMEOUT_S = 10.0
 
 
+class _Tensors(Protocol):
+    """What torch does with leases, on a kind of device."""
+
+    @property
+    def device_type(self) -> str: ...
+    def region(self, lease: native.Lease, *, timeout_s: float) -> AbstractContextManager[None]: ...
+    def allocator(self, lease: native.Lease, *, timeout_s: float) -> "Allocate": ...
+    def graph_pool(self, lease: native.Lease) -> tuple[int, int]: ...
+    def before_pause(self, tags: tuple[str, ...]) -> None: ...
+    def close(self) -> None: ...
+
+
 class Memory:
     """The memory that this process leases from one device's broker.
 
     Memory is leased under a *tag*. A tag is paused and resumed as a whole; its tensors keep their addresses throughout.
-    Touching memory of a paused tag is a fault of the process (SIGSEGV), as it is on a GPU.
+    Touching memory of a paused tag is a fault of the process: SIGSEGV on `host`, an illegal address on a GPU.
 
     Timeouts are in seconds; 0 means at once: only what is certain is waited for. Every method may raise `BrokerLost`
     (the daemon went away: what is resident stays usable), `WrongState` (closed, or in a child forked from the process
@@ -44,6 +56,8 @@ class Memory:
         self._info = client.info()
         self._closed = False
         self._leases: dict[tuple[str, str], native.Lease] = {}
+        # Made when torch is first needed; until then there is nothing of torch's here.
+        self._torch: _Tensors | None = None
         self._control = Control(endpoint, token=self._token)
 
     def __repr__(self) -> str:
@@ -81,18 +95,20 @@ class Memory:
     ) -> "torch.Tensor":
         """Return an uninitialised contiguous tensor in leased memory (under `zero` it reads as zero).
 
-        `dtype` is torch's default unless given. Its memory can't be resized. It goes back when torch drops the last
-        tensor over it, in any state of the tag, also after `close`. A tensor without elements has no memory.
-        Raises `OutOfDeviceMemory` at once if idle memory can't cover it, `WrongState` if the tag is paused.
+        `dtype` is torch's default unless given. On `host` its memory can't be resized, and goes back when torch drops
+        the last tensor over it, in any state of the tag, also after `close`; on a GPU torch caches it until the tag's
+        next pause. A tensor without elements has no memory.
+        Raises `OutOfDeviceMemory` at once if idle memory can't cover it (on a GPU torch's own `OutOfMemoryError`, with
+        a note), `WrongState` if the tag is paused.
         """
         import torch
 
         from vrambroker.client import tensors
 
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        lease = self._lease(tag, contents)
-        allocate = functools.partial(tensors.leased_storage, lease, timeout_s=timeout)
-        return tensors.empty(allocate, sizes, torch.get_default_dtype() if dtype is None else dtype)
+        lease, side = self._lease(tag, contents), self._tensors()
+        allocate = side.allocator(lease, timeout_s=timeout)
+        return tensors.empty(allocate, sizes, torch.get_default_dtype() if dtype is None else dtype, side.device_type)
 
     def place(
         self,
@@ -109,50 +125,56 @@ class Memory:
         `requires_grad`; those that shared a storage share the new one. Whole storages move. With `grads`, the gradients
         that are there move as well; later ones are wherever the backward pass makes them. Tensors over the same memory
         that were not given, such as an earlier `parameter.data` or a numpy view, stay over the old memory.
-        Returns `what`. Raises `InvalidArgument` for a tensor without plain strided memory on the host, and what `empty`
-        raises; then nothing has moved.
+        Returns `what`. Raises `InvalidArgument` for a tensor without plain strided memory on this device, and what
+        `empty` raises; then nothing has moved.
         """
-        from vrambroker.client import placing, tensors
+        from vrambroker.client import placing
 
-        lease = self._lease(tag, contents)
-        placing.place(what, functools.partial(tensors.leased_storage, lease, timeout_s=timeout), grads=grads)
+        lease, side = self._lease(tag, contents), self._tensors()
+        allocate = side.allocator(lease, timeout_s=timeout)
+        placing.place(what, allocate, device_type=side.device_type, grads=grads)
         return what
 
     @contextmanager
     def region(self, tag: str, contents: Contents = "keep", *, timeout: float = TIMEOUT_S) -> Generator[None]:
         """Lease what this thread's torch operators allocate in the block, under the tag; also a decorator.
 
-        Of nested regions the innermost counts; other threads allocate as ever. On `host` it covers the storages that
-        operators make: parameters, results, and gradients of a backward pass begun in the block. Not covered are memory
-        that torch did not allocate itself (numpy, `torch.load`, mapped files; see `place`), `copy.deepcopy` of a plain
-        tensor, and what has no plain strided memory. Memory leased here can't be resized.
-        Raises `WrongState` if the tag is paused; in the block, an operator that finds no room raises
-        `OutOfDeviceMemory`.
+        Of nested regions the innermost counts; other threads allocate as ever. On a GPU it covers what torch's
+        allocator is asked for on that GPU, not what autograd's threads make; see `place`, and `graph_pool` for CUDA
+        graphs. On `host` it covers the storages that operators make: parameters, results, and gradients of a backward
+        pass begun in the block; not memory that torch did not allocate itself (numpy, `torch.load`, mapped files),
+        `copy.deepcopy` of a plain tensor, and what has no plain strided memory; it can't be resized.
+        Raises `WrongState` if the tag is paused. In the block, an operator that finds no room raises
+        `OutOfDeviceMemory`, on a GPU torch's own `OutOfMemoryError` with a note that names the holders.
         """
-        from vrambroker.client import tensors
-        from vrambroker.client.torch_host import RegionMode
-
         lease = self._lease(tag, contents)
-        if self._client.is_paused(tag):
-            raise WrongState(
-                message=f"tag {tag} is paused: resume it before allocating under it",
-                session=self.name,
-                tag=tag,
-                state="paused",
-            )
-        with RegionMode(functools.partial(tensors.leased_storage, lease, timeout_s=timeout)):
+        self._check_resident(tag, "allocating under it")
+        with self._tensors().region(lease, timeout_s=timeout):
             yield
+
+    def graph_pool(self, tag: str, contents: Contents = "keep") -> tuple[int, int]:
+        """Return a pool for `torch.cuda.graph(graph, pool=…)`, whose memory is leased under the tag.
+
+        Graphs that are given the same one share their memory, as torch has it. A graph replays as long as its tags are
+        resident, whoever had their memory in between. Lives until the process ends.
+        Raises `WrongState` if the tag is paused, `InvalidArgument` on `host`.
+        """
+        lease = self._lease(tag, contents)
+        self._check_resident(tag, "capturing under it")
+        return self._tensors().graph_pool(lease)
 
     def pause(self, *tags: str, release: bool = False, timeout: float = TIMEOUT_S) -> None:
         """Let the broker take these tags' memory when somebody needs it (all of this object's tags, if none are named).
 
-        Costs nothing until then. The caller has seen to it that no other thread works on the memory. With `release`,
-        returns when it has left. Pausing what is paused is no error.
-        Raises `NotQuiescent` if a `use` scope is open, `OutOfHostMemory` if contents to be kept have no place,
-        `UnknownTag`.
+        Costs nothing until then. Waits for this process's work on a GPU; the caller has seen to it that no other thread
+        gives it more. With `release`, returns when the memory has left. Pausing what is paused is no error.
+        Raises `NotQuiescent` if a `use` scope is open or a CUDA graph is being captured (in another thread, the capture
+        fails as well), `OutOfHostMemory` if contents to be kept have no place, `UnknownTag`.
         """
         named = tags or self.tags
         if named:
+            if self._torch is not None:
+                self._torch.before_pause(named)
             self._client.pause(named, release=release, timeout_s=timeout)
 
     def resume(self, *tags: str, timeout: float = TIMEOUT_S) -> dict[str, bool]:
@@ -205,6 +227,8 @@ class Memory:
         """
         if _attachments.release(self):
             self._closed = True
+            if self._torch is not None:
+                self._torch.close()
             self._control.close()
             self._client.close()
 
@@ -221,6 +245,27 @@ class Memory:
         # Opened anew each time, though it is the same lease: a closed client and a forked child are refused here.
         lease = self._client.open_lease(tag, contents)
         return self._leases.setdefault((tag, contents), lease)
+
+    def _check_resident(self, tag: str, what_for: str) -> None:
+        if self._client.is_paused(tag):
+            raise WrongState(
+                message=f"tag {tag} is paused: resume it before {what_for}",
+                session=self.name,
+                tag=tag,
+                state="paused",
+            )
+
+    def _tensors(self) -> _Tensors:
+        if self._torch is None:
+            if discovery.is_host(self.device):
+                from vrambroker.client.torch_host import HostTensors
+
+                self._torch = HostTensors()
+            else:
+                from vrambroker.client.torch_cuda import CudaTensors
+
+                self._torch = CudaTensors(self.device)
+        return self._torch
 
     def _token(self) -> bytes:
         return self._info.token
@@ -300,7 +345,7 @@ def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> n
         return native.Client(
             socket_path=str(endpoint.handle_socket),
             name=name,
-            device="host" if endpoint.device.partition(":")[0] == "host" else "cuda",
+            device="host" if discovery.is_host(endpoint.device) else "cuda",
             version=VERSION,
             timeout_s=timeout_s,
         )

@@ -142,7 +142,16 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_use_exit": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
     "vrb_tag_paused": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
     "vrb_tensor": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_torch_hook": (c_void_p, POINTER(c_uint32), POINTER(_Error)),
+    "vrb_torch_last_error": (POINTER(_Error),),
 }
+
+
+@cache
+def library_path() -> str:
+    """Return where libvrambroker.so lies; nothing says that it is there."""
+    with resources.as_file(resources.files("vrambroker") / "_native" / "libvrambroker.so") as path:
+        return str(path)
 
 
 @cache
@@ -151,14 +160,12 @@ def library() -> ctypes.CDLL:
 
     Raises `BrokerUnavailable` if it is not there, `VersionMismatch` if it is of another ABI.
     """
-    resource = resources.files("vrambroker") / "_native" / "libvrambroker.so"
     try:
-        with resources.as_file(resource) as path:
-            loaded = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(library_path())
     except OSError as error:
         raise errors.BrokerUnavailable(
             message=f"libvrambroker.so can't be loaded ({error}): reinstall vrambroker, or build it with `make setup`",
-            path=str(resource),
+            path=library_path(),
         ) from error
     loaded.vrb_abi_version.argtypes = ()
     loaded.vrb_abi_version.restype = c_int
@@ -312,6 +319,20 @@ class Lease:
             raise RuntimeError("libvrambroker answered VRB_OK without a tensor")
         return managed.value
 
+    def torch_hook(self) -> int:
+        """Return the number of this lease's malloc hook for torch. Raises `InvalidArgument` when there are no more."""
+        error = _Error()
+        hook = c_uint32()
+        _raise_unless_ok(self._library.vrb_torch_hook(self._handle, byref(hook), byref(error)), error)
+        return hook.value
+
+
+def torch_last_error() -> errors.BrokerError | None:
+    """Return what the last call of a malloc hook in this thread came to; None if it worked."""
+    error = _Error()
+    status = library().vrb_torch_last_error(byref(error))
+    return None if status == Status.OK else _exception(status, error)
+
 
 def _labels(tags: Sequence[str]) -> "ctypes.Array[c_char_p]":
     return (c_char_p * len(tags))(*(check_label(tag, "tag") for tag in tags))
@@ -319,13 +340,17 @@ def _labels(tags: Sequence[str]) -> "ctypes.Array[c_char_p]":
 
 def _raise_unless_ok(status: int, error: _Error) -> None:
     if status != Status.OK:
-        raise exception_of(
-            Status(status),
-            name=error.name.decode(errors="replace"),
-            message=error.message.decode(errors="replace"),
-            subject=error.subject.decode(errors="replace"),
-            detail=bytes(error.detail[: min(error.detail_size, DETAIL_BYTES_MAX)]),
-        )
+        raise _exception(status, error)
+
+
+def _exception(status: int, error: _Error) -> errors.BrokerError:
+    return exception_of(
+        Status(status),
+        name=error.name.decode(errors="replace"),
+        message=error.message.decode(errors="replace"),
+        subject=error.subject.decode(errors="replace"),
+        detail=bytes(error.detail[: min(error.detail_size, DETAIL_BYTES_MAX)]),
+    )
 
 
 def exception_of(status: Status, *, name: str, message: str, subject: str, detail: bytes) -> errors.BrokerError:

@@ -24,12 +24,12 @@ class _Move:
     tensors: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
 
 
-def place(what: Placeable, allocate: Allocate, *, grads: bool) -> None:
-    """Move every storage under `what` to memory from `allocate`; see `Memory.place`.
+def place(what: Placeable, allocate: Allocate, *, grads: bool, device_type: str = "cpu") -> None:
+    """Move every storage under `what`, all on such a device, to memory from `allocate`; see `Memory.place`.
 
     If anything raises, every tensor is where it was, and what was allocated is free again.
     """
-    moves = _plan(_named_tensors(what, "", grads=grads))
+    moves = _plan(_named_tensors(what, "", grads=grads), device_type)
     # Everything that can fail comes first: until all of the new memory is there and filled, no tensor has changed.
     placed = [(move, allocate(move.old.nbytes())) for move in moves]
     for move, new in placed:
@@ -38,16 +38,16 @@ def place(what: Placeable, allocate: Allocate, *, grads: bool) -> None:
     _switch(fresh)
 
 
-def _plan(named: Iterable[tuple[str, torch.Tensor]]) -> list[_Move]:
+def _plan(named: Iterable[tuple[str, torch.Tensor]], device_type: str) -> list[_Move]:
     moves: dict[int, _Move] = {}
     seen: set[int] = set()
     for name, tensor in named:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if not is_plain(tensor):
+        if not is_plain(tensor, device_type):
             raise InvalidArgument(
-                message=f"{name or 'the tensor'} has no plain strided memory on the host "
+                message=f"{name or 'the tensor'} has no plain strided memory on {device_type} "
                 f"(device {tensor.device}, layout {tensor.layout}, {type(tensor).__name__}): it can't be placed",
                 argument=name or "what",
             )

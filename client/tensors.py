@@ -46,10 +46,11 @@ def tensor_over(
 ) -> torch.Tensor:
     """Return a tensor that is no view of another, over a storage; `stride` and `offset` count elements."""
     with torch.no_grad():
-        return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(shape), tuple(stride))
+        nothing = torch.empty(0, dtype=dtype, device=storage.device)
+        return nothing.set_(storage, offset, tuple(shape), tuple(stride))
 
 
-def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype, device_type: str = "cpu") -> torch.Tensor:
     """Return an uninitialised contiguous tensor; one without elements has no memory, leased or other.
 
     Raises `InvalidArgument` for a negative size or a quantised type, else what `allocate` raises.
@@ -60,16 +61,16 @@ def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype) -> torch
         raise InvalidArgument(message=f"{dtype}: quantised tensors can't be leased", argument="dtype")
     elements = math.prod(shape)
     if elements == 0:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device=device_type)
     stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return tensor_over(allocate(elements * dtype.itemsize), dtype, shape, stride)
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is strided, on the CPU and over a storage: what can be moved by copying its bytes."""
+def is_plain(tensor: torch.Tensor, device_type: str = "cpu") -> bool:
+    """Whether the tensor is strided, on such a device and over a storage: what can be moved by copying its bytes."""
     return (
         tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
+        and tensor.device.type == device_type
         and not tensor.is_quantized
         and not tensor.is_nested
         and not tensor.is_conj()

@@ -7,13 +7,17 @@ in-place results and memory that torch did not allocate itself are left as they 
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vrambroker.client.tensors import Allocate, is_plain
+from vrambroker.broker.core.errors import InvalidArgument
+from vrambroker.client import native
+from vrambroker.client.tensors import Allocate, is_plain, leased_storage
 
 _aten = torch.ops.aten
 
@@ -31,6 +35,32 @@ _UNINITIALISED = frozenset(
         _aten.new_empty_strided.default,
     )
 )
+
+
+class HostTensors:
+    """What torch does with the leases of `host` in this process."""
+
+    device_type = "cpu"
+
+    @contextmanager
+    def region(self, lease: native.Lease, *, timeout_s: float) -> Generator[None]:
+        """Have what this thread's operators allocate come from the lease; see `Memory.region`."""
+        with RegionMode(self.allocator(lease, timeout_s=timeout_s)):
+            yield
+
+    def allocator(self, lease: native.Lease, *, timeout_s: float) -> Allocate:
+        """Return what makes storages in the lease."""
+        return partial(leased_storage, lease, timeout_s=timeout_s)
+
+    def graph_pool(self, lease: native.Lease) -> tuple[int, int]:
+        """Raise `InvalidArgument`: there are no CUDA graphs here."""
+        raise InvalidArgument(message=f"tag {lease.tag}: there are no CUDA graphs on the host", argument="device")
+
+    def before_pause(self, tags: tuple[str, ...]) -> None:
+        """Do nothing: nothing is cached, and what a thread does is done when it pauses."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _Depth(threading.local):

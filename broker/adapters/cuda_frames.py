@@ -28,6 +28,7 @@ from vrambroker.broker.ports import Deliver
 log = logging.getLogger(__name__)
 
 AHEAD_FRAMES = 4
+KEEP_FREE_BYTES = 2 * GIB
 # The readings that fences wait for: all of them share one, and after a few seconds there is one in two seconds.
 FENCE_POLL_FIRST_S = 0.001
 FENCE_POLL_LAST_S = 2.0
@@ -347,6 +348,21 @@ class CudaPlace:
     gpu: CudaGpu
     meter: Meter
     baseline_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        """Return what the driver says the device has in all."""
+        return self.gpu.total_bytes
+
+    @property
+    def lent_bytes(self) -> int:
+        """Return all but `KEEP_FREE_BYTES`, which is for contexts, NCCL and whatever else is no lease."""
+        return max(0, self.device_bytes - KEEP_FREE_BYTES)
+
+    @property
+    def frame_sizes_bytes(self) -> tuple[int, ...]:
+        """Return the frame sizes, ascending."""
+        return frame_sizes_bytes(self.gpu.total_bytes, self.gpu.granularity_bytes)
 
     def frames(self, deliver: Deliver) -> CudaFrames:
         """Return the frames of this device, for the running loop. Ownership: they close the meter."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vrambroker.broker.config import GRAIN_BYTES, Config, default_run_dir, parse_device, parse_size
-from vrambroker.broker.core.errors import InvalidArgument
+from vrambroker.broker.core.errors import DriverFailed, InvalidArgument
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,20 @@ def test_devices(text: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["cuda:0", "cuda", "GPU-8a2b5a3e-0b5f-4d5e-9b1a-0d6c1c2f3a4b"])
-def test_cuda_is_not_here_yet(text: str) -> None:
-    with pytest.raises(InvalidArgument, match="not in this version"):
-        parse_device(text)
+def test_gpus_are_looked_up_by_the_driver(text: str) -> None:
+    assert parse_device(text) == text
 
 
-@pytest.mark.parametrize("text", ["", "host:", "host:-1", "host:x", "../host", "host:1/2"])
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a driver here")
+def test_a_gpu_without_a_driver_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DriverFailed) as caught:
+        Config.of(device="cuda:0", run_dir=tmp_path)
+    assert caught.value.driver_call
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host:", "host:-1", "host:x", "../host", "host:1/2", "cuda:", "cuda:x", "GPU-", "gpu0"]
+)
 def test_no_devices(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_device(text)
@@ -52,8 +60,8 @@ def test_no_devices(text: str) -> None:
 def test_defaults_leave_room(tmp_path: Path) -> None:
     config = Config.of(run_dir=tmp_path)
     assert config.capacity_bytes % GRAIN_BYTES == config.host_budget_bytes % GRAIN_BYTES == 0
-    assert config.device_bytes // 4 - GRAIN_BYTES < config.capacity_bytes <= config.device_bytes // 4
-    assert config.device_bytes // 2 - GRAIN_BYTES < config.host_budget_bytes <= config.device_bytes // 2
+    assert config.place.device_bytes // 4 - GRAIN_BYTES < config.capacity_bytes <= config.place.device_bytes // 4
+    assert config.place.device_bytes // 2 - GRAIN_BYTES < config.host_budget_bytes <= config.place.device_bytes // 2
 
 
 def test_an_arena_file_is_no_larger_than_the_budget(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""The devices that can be served, before there is a loop: which one it is, how large, and what its frames are made by."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from vrambroker.broker.adapters.cuda_frames import open_cuda
+from vrambroker.broker.adapters.host_frames import FRAME_SIZES_BYTES, HostFrames
+from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
+from vrambroker.broker.ports import Deliver, Frames
+
+
+class Place(Protocol):
+    """A device, found and open. `lent_bytes` is what is lent of it unless the operator says otherwise."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device_bytes(self) -> int: ...
+    @property
+    def lent_bytes(self) -> int: ...
+    @property
+    def frame_sizes_bytes(self) -> tuple[int, ...]: ...
+    def frames(self, deliver: Deliver) -> Frames:
+        """Return the frames of this device, for the running loop. Ownership: the caller's, who closes them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPlace:
+    """The stand-in: as large as the memory limit, of which a quarter is lent."""
+
+    name: str
+    device_bytes: int
+
+    @property
+    def lent_bytes(self) -> int:
+        """Return a quarter: the pages are the clients' memory, beside the arena and all else they have."""
+        return self.device_bytes // 4
+
+    @property
+    def frame_sizes_bytes(self) -> tuple[int, ...]:
+        """Return the frame sizes, ascending."""
+        return FRAME_SIZES_BYTES
+
+    def frames(self, deliver: Deliver) -> HostFrames:
+        """Return memfds."""
+        return HostFrames(deliver=deliver, device_bytes=self.device_bytes)
+
+
+def open_place(device: str) -> Place:
+    """Find and open `host:N`, `cuda`, `cuda:N` or a GPU's UUID; raises `InvalidArgument` or `DriverFailed`."""
+    if device.startswith("host:"):
+        return HostPlace(name=device, device_bytes=memory_limit_bytes())
+    return open_cuda(device)
