@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
+# The machine's own Python must be found also once .venv is there: its packages are what OFFLINE=1 builds on.
+MACHINE_PATH := $(PATH)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMP := $(VENV)/.ready
 SOURCES_OF_BUILD := pyproject.toml CMakeLists.txt constraints.txt proto/vrambroker/v1/broker.proto native/CMakeLists.txt \
@@ -25,9 +27,9 @@ setup: $(STAMP) ## make the environment in .venv (the other targets call it)
 
 $(VENV)/.tools: pyproject.toml constraints.txt
 	@echo "setup: environment"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(PY) || PATH="$(MACHINE_PATH)" $(PYTHON) -m venv $(VENV)
 ifdef OFFLINE
-	@$(PYTHON) -c 'import site, sys; print("\n".join(site.getsitepackages()))' > "$$($(PY) -c 'import site; print(site.getsitepackages()[0])')/machine.pth"
+	@PATH="$(MACHINE_PATH)" $(PYTHON) -c 'import site; print("\n".join(site.getsitepackages()))' > "$$($(PY) -c 'import site; print(site.getsitepackages()[0])')/machine.pth"
 	@$(PIP) --no-deps $$(ls .wheels/*.whl 2>/dev/null) || true
 else
 	@$(PIP) --upgrade pip

@@ -1,0 +1,384 @@
+"""`Memory` on a real GPU: regions, pauses, recalls by another process, CUDA graphs, and what torch says when it is full."""
+
+# torch leaves many of its signatures half typed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from vrambroker.client import InvalidArgument, Memory, NotQuiescent, WrongState, connect
+
+if TYPE_CHECKING:
+    from tests.process.conftest import RunningBroker, Worker
+
+pytestmark = pytest.mark.gpu
+
+MIB, GIB = 1 << 20, 1 << 30
+TIMEOUT_S = 60.0
+
+# Takes so many GiB when told, fills them, and gives them back when told again.
+NEIGHBOUR = """
+import torch
+from vrambroker.client import connect
+memory = connect("neighbour")
+tell("attached")
+while (line := told()):
+    try:
+        with memory.region("cache", contents="drop"):
+            taken = [torch.full((1 << 28,), 7, dtype=torch.uint8, device="cuda") for _ in range(int(float(line) * 4))]
+        torch.cuda.synchronize()
+        tell("taken", sum(int(one[::1 << 20].sum()) for one in taken))
+    except torch.OutOfMemoryError as error:
+        tell("refused", " ".join(getattr(error, "__notes__", [])))
+        continue
+    told()
+    del taken
+    memory.pause("cache", release=True)
+    tell("released")
+    memory.resume("cache")
+memory.close()
+"""
+
+
+@pytest.fixture
+def memory(broker: "RunningBroker") -> Iterator[Memory]:
+    with connect("test") as attached:
+        yield attached
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def neighbour(start_worker: "Callable[[str], Worker]") -> "Worker":
+    worker = start_worker(NEIGHBOUR)
+    assert worker.hear() == "attached"
+    return worker
+
+
+def device_bytes(memory: Memory, tag: str) -> int:
+    session = memory.status().session(memory.name)
+    assert session is not None
+    return sum(entry.device_bytes for entry in session.tags if entry.tag == tag)
+
+
+def state(memory: Memory, tag: str) -> str:
+    session = memory.status().session(memory.name)
+    assert session is not None
+    return next(entry.state for entry in session.tags if entry.tag == tag)
+
+
+def pattern(size: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    return torch.randint(0, 256, (size,), dtype=torch.uint8, device="cuda", generator=generator)
+
+
+def test_what_a_region_allocates_is_leased(memory: Memory) -> None:
+    before = torch.ones(1000, device="cuda")
+    with memory.region("weights"):
+        model = torch.nn.Linear(4096, 4096, device="cuda")
+        made = model(torch.ones(8, 4096, device="cuda"))
+    assert device_bytes(memory, "weights") >= 64 * MIB
+    assert memory.stats().allocated_bytes >= 64 * MIB
+    leased = memory.stats().allocated_bytes
+    after = torch.ones(64 * MIB, device="cuda")
+    assert memory.stats().allocated_bytes == leased
+    del before, after, made
+
+
+def test_an_idle_pause_moves_nothing(memory: Memory) -> None:
+    with memory.region("weights"):
+        tensor = pattern(GIB, 1).clone()
+    address, kept = tensor.data_ptr(), tensor.cpu()
+    memory.pause("weights")
+    assert state(memory, "weights") == "idle"
+    assert memory.resume("weights") == {"weights": True}
+    assert tensor.data_ptr() == address
+    assert torch.equal(tensor.cpu(), kept)
+    assert memory.stats().copied_out_bytes == 0
+
+
+def test_kept_contents_survive_a_neighbour_in_their_place(memory: Memory, neighbour: "Worker") -> None:
+    with memory.region("weights"):
+        tensors = [pattern(300 * MIB, seed) for seed in range(10)]
+        small = [torch.full((1000,), float(seed), device="cuda") for seed in range(100)]
+    sums = [tensor.cpu() for tensor in tensors]
+    addresses = [tensor.data_ptr() for tensor in (*tensors, *small)]
+    memory.pause("weights")
+    assert neighbour.ask("7").startswith("taken")
+    assert state(memory, "weights") in ("parked", "partial")
+    assert neighbour.ask() == "released"
+    assert memory.resume("weights", timeout=TIMEOUT_S) == {"weights": False}
+    assert [tensor.data_ptr() for tensor in (*tensors, *small)] == addresses
+    assert all(torch.equal(tensor.cpu(), kept) for tensor, kept in zip(tensors, sums, strict=True))
+    assert [float(one[0]) for one in small] == [float(seed) for seed in range(100)]
+    assert memory.stats().copied_in_bytes >= 3000 * MIB
+
+
+def test_dropped_and_zeroed_contents(memory: Memory, neighbour: "Worker") -> None:
+    dropped = memory.empty((GIB,), dtype=torch.uint8, tag="cache", contents="drop")
+    zeroed = memory.empty((GIB,), dtype=torch.uint8, tag="scratch", contents="zero")
+    assert int(zeroed.count_nonzero()) == 0
+    dropped.fill_(1)
+    zeroed.fill_(1)
+    memory.pause()
+    assert memory.resume() == {"cache": True, "scratch": True}
+    assert int(zeroed.count_nonzero()) == 0
+    assert int(dropped.sum()) == GIB
+    zeroed.fill_(1)
+    memory.pause()
+    assert neighbour.ask("7.5").startswith("taken")
+    assert neighbour.ask() == "released"
+    assert memory.resume(timeout=TIMEOUT_S) == {"cache": False, "scratch": False}
+    assert int(zeroed.count_nonzero()) == 0
+    dropped.fill_(2)
+    assert memory.stats().copied_out_bytes == 0
+
+
+def test_what_is_freed_goes_back_at_the_next_pause(memory: Memory) -> None:
+    with memory.region("weights"):
+        kept = torch.ones(64 * MIB, dtype=torch.uint8, device="cuda")
+        gone = torch.ones(GIB, dtype=torch.uint8, device="cuda")
+    del gone
+    memory.pause("weights")
+    assert memory.stats().allocated_bytes < 100 * MIB
+    memory.resume("weights")
+    assert int(kept.sum()) == 64 * MIB
+    memory.pause("weights", release=True)
+    del kept
+    torch.cuda.empty_cache()
+    assert memory.stats().allocated_bytes == 0
+
+
+def test_a_pool_is_taken_over_by_the_next_region(memory: Memory) -> None:
+    with memory.region("weights"):
+        first = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    address = first.data_ptr()
+    del first
+    with memory.region("weights"):
+        second = torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    assert second.data_ptr() == address
+    assert memory.stats().allocated_bytes == 64 * MIB
+
+
+def test_nested_regions_and_threads(memory: Memory) -> None:
+    inside, outside = threading.Barrier(2), threading.Barrier(2)
+    made: dict[str, int] = {}
+
+    def other() -> None:
+        with memory.region("weights"):
+            inside.wait(TIMEOUT_S)
+            tensor = torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+            made["thread"] = tensor.data_ptr()
+            outside.wait(TIMEOUT_S)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with memory.region("weights"), memory.region("weights"):
+        inside.wait(TIMEOUT_S)
+        with memory.region("cache", contents="drop"):
+            inner = torch.empty(200 * MIB, dtype=torch.uint8, device="cuda")
+        outer = torch.empty(50 * MIB, dtype=torch.uint8, device="cuda")
+        outside.wait(TIMEOUT_S)
+    thread.join(TIMEOUT_S)
+    assert device_bytes(memory, "cache") >= inner.numel()
+    assert device_bytes(memory, "cache") < inner.numel() + 100 * MIB
+    assert device_bytes(memory, "weights") >= 150 * MIB
+    assert made["thread"] != outer.data_ptr()
+
+
+def test_a_paused_tag_is_refused_before_and_in_the_block(memory: Memory) -> None:
+    with memory.region("weights"):
+        kept = torch.ones(1000, device="cuda")
+    memory.pause("weights")
+    with pytest.raises(WrongState, match="weights is paused"), memory.region("weights"):
+        pass
+    with pytest.raises(WrongState):
+        memory.graph_pool("weights")
+    memory.resume("weights")
+    with pytest.raises(WrongState, match="weights is paused"), memory.region("weights"):
+        memory.pause("weights")
+        torch.empty(GIB, dtype=torch.uint8, device="cuda")
+    memory.resume("weights")
+    assert float(kept.sum()) == 1000.0
+
+
+def test_out_of_memory_is_torchs_own_error_and_names_the_holders(memory: Memory, neighbour: "Worker") -> None:
+    with memory.region("weights"):
+        kept = torch.ones(2 * GIB, dtype=torch.uint8, device="cuda")
+    assert neighbour.ask("4").startswith("taken")
+    with pytest.raises(torch.OutOfMemoryError) as caught, memory.region("weights"):
+        torch.empty(3 * GIB, dtype=torch.uint8, device="cuda")
+    (note,) = caught.value.__notes__
+    assert "OutOfDeviceMemory" in note
+    assert "neighbour" in note
+    with pytest.raises(torch.OutOfMemoryError), memory.region("weights"):
+        torch.empty(100 * GIB, dtype=torch.uint8, device="cuda")
+    with memory.region("weights"):
+        fits = torch.ones(GIB, dtype=torch.uint8, device="cuda")
+    assert int(fits.sum()) + int(kept.sum()) == 3 * GIB
+    assert neighbour.ask() == "released"
+
+
+def test_a_full_cache_of_torch_is_emptied_on_entry(memory: Memory) -> None:
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(free - 4 * GIB, dtype=torch.uint8, device="cuda")
+    del hog
+    assert torch.cuda.memory_reserved() > free - 5 * GIB
+    with memory.region("weights"):
+        big = torch.ones(6 * GIB, dtype=torch.uint8, device="cuda")
+    assert int(big[:: 1 << 20].sum()) == 6 * 1024
+
+
+def test_place_moves_a_module_and_keeps_its_identity(memory: Memory) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Linear(512, 8)).cuda()
+    given = torch.ones(4, 512, device="cuda")
+    before, parameters = model(given), list(model.parameters())
+    memory.place(model, "weights")
+    assert all(now is then for now, then in zip(model.parameters(), parameters, strict=True))
+    assert torch.equal(model(given), before)
+    memory.pause("weights", release=True)
+    assert state(memory, "weights") == "parked"
+    memory.resume("weights")
+    assert torch.equal(model(given), before)
+    with pytest.raises(InvalidArgument, match="cuda"):
+        memory.place(torch.ones(4), "weights")
+
+
+def test_a_graph_replays_after_its_memory_was_lent_to_somebody_else(memory: Memory, neighbour: "Worker") -> None:
+    with memory.region("weights"):
+        weight = torch.randn(2048, 2048, device="cuda")
+        static = torch.zeros(64, 2048, device="cuda")
+    pool = memory.graph_pool("graphs", contents="drop")
+    graph = torch.cuda.CUDAGraph()
+    warm = torch.cuda.Stream()
+    with torch.cuda.stream(warm):
+        torch.tanh(static @ weight) @ weight
+    torch.cuda.current_stream().wait_stream(warm)
+    with torch.cuda.graph(graph, pool=pool):
+        out = torch.tanh(static @ weight) @ weight
+    assert device_bytes(memory, "graphs") > 0
+    for seed in range(3):
+        given = torch.randn(64, 2048, device="cuda", generator=torch.Generator(device="cuda").manual_seed(seed))
+        expected = torch.tanh(given @ weight) @ weight
+        torch.cuda.synchronize()
+        memory.pause("weights", "graphs")
+        assert neighbour.ask("8").startswith("taken")
+        assert neighbour.ask() == "released"
+        assert memory.resume("weights", "graphs", timeout=TIMEOUT_S) == {"weights": False, "graphs": False}
+        static.copy_(given)
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local", "relaxed"])
+def test_a_capture_succeeds_while_the_agent_registers_recalls_and_restores(
+    memory: Memory, neighbour: "Worker", mode: str
+) -> None:
+    with memory.region("weights"):
+        weight = pattern(4 * GIB, 3)
+    kept = weight.cpu()
+    memory.pause("weights")
+    static, pool = torch.ones(1000, device="cuda"), memory.graph_pool("graphs")
+    stop, failures, captures = threading.Event(), list[BaseException](), list[torch.cuda.CUDAGraph]()
+
+    def capture() -> None:
+        try:
+            while not stop.is_set() or len(captures) < 3:
+                graph = torch.cuda.CUDAGraph()
+                stream = torch.cuda.Stream()
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=mode):
+                    out = static
+                    for _ in range(200):
+                        out = out + 1
+                graph.replay()
+                stream.synchronize()
+                assert float(out[0]) == 201.0
+                captures.append(graph)
+                del captures[:-3]
+        except BaseException as error:  # noqa: BLE001  it is the test's
+            failures.append(error)
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    copied = memory.stats().copied_out_bytes
+    assert neighbour.ask("6").startswith("taken")
+    assert memory.stats().copied_out_bytes > copied
+    assert neighbour.ask() == "released"
+    assert memory.resume("weights", timeout=TIMEOUT_S) == {"weights": False}
+    stop.set()
+    thread.join(TIMEOUT_S)
+    assert not failures, failures
+    assert captures
+    assert torch.equal(weight.cpu(), kept)
+
+
+def test_a_pause_in_a_capture_is_refused_and_the_capture_goes_on(memory: Memory) -> None:
+    with memory.region("weights"):
+        weight = torch.ones(1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = weight * 3
+        with pytest.raises(NotQuiescent, match="captured"):
+            memory.pause("weights")
+    graph.replay()
+    assert float(out.sum()) == 3000.0
+    memory.pause("weights")
+
+
+def test_memory_of_a_killed_process_comes_back(memory: Memory, start_worker: "Callable[[str], Worker]") -> None:
+    worker = start_worker(NEIGHBOUR)
+    assert worker.hear() == "attached"
+    assert worker.ask("7").startswith("taken")
+    with pytest.raises(torch.OutOfMemoryError), memory.region("weights"):
+        torch.empty(4 * GIB, dtype=torch.uint8, device="cuda")
+    worker.signal(9)
+    worker.close()
+    device = memory.status().device
+    while device.lent_bytes + device.held_bytes > 0:
+        device = memory.status().device
+    with memory.region("weights"):
+        taken = torch.ones(7 * GIB, dtype=torch.uint8, device="cuda")
+    assert int(taken[:: 1 << 20].sum()) == 7 * 1024
+
+
+def test_a_process_ends_well_with_its_tensors_alive(start_worker: "Callable[[str], Worker]") -> None:
+    worker = start_worker("""
+import torch
+from vrambroker.client import connect
+memory = connect("short")
+with memory.region("weights"):
+    weights = torch.ones(1 << 28, device="cuda")
+pool = memory.graph_pool("graphs")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph, pool=pool):
+    out = weights * 2
+memory.pause("weights", release=True)
+tell("done")
+""")
+    assert worker.hear() == "done"
+    worker.end()
+
+
+def test_a_plain_neighbour_is_foreign(memory: Memory, start_worker: "Callable[[str], Worker]") -> None:
+    before = memory.status().device.foreign_bytes
+    worker = start_worker("""
+import torch
+plain = torch.ones(5 << 30, dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+tell("there")
+told()
+""")
+    assert worker.hear() == "there"
+    assert 5 * GIB < memory.status().device.foreign_bytes - before < 7 * GIB
+    with memory.region("weights"):
+        leased = pattern(4 * GIB, 5)
+    kept = leased.cpu()
+    memory.pause("weights", release=True)
+    memory.resume("weights")
+    assert torch.equal(leased.cpu(), kept)
+    worker.say()
+    worker.end()
