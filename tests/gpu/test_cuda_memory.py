@@ -1,7 +1,8 @@
 """`Memory` on a real GPU: regions, pauses, recalls by another process, CUDA graphs, and what torch says when it is full."""
 
 # torch leaves many of its signatures half typed.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportArgumentType=false
+# mypy: disable-error-code="no-untyped-call, arg-type"
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,0 +1,147 @@
+"""What the broker costs on a GPU, beside torch_memory_saver and the bare driver, all in this run.
+
+Predictions, written before the first run (H200, on which nothing of this had been measured; FACTS has an H100):
+the daemon's memory 3.4 MB (measured before). A first pause of 16 GiB: the arena is populated while the weights load, so
+registration (0.4 s) and the copy (0.3 s): 0.6 s; later ones the copy and 40 ms of mapping; idle: a message each way and
+a device synchronisation, 1 ms; dropped: release and create by the driver's scrubber are spared, 512 frames of 32 MiB or
+16 of 1 GiB unmapped, imported and mapped: 10 ms; 200 allocations of 20 MiB: 125 growths of 0.3 ms, 40 ms, more than
+torch's 23; 2000 of 1 MiB: 100 segments, so 25 ms; attaching: 5 ms.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import Result, daemon, write_results
+
+from vrambroker.broker.adapters.nvml import Nvml
+
+DEADLINE_S = 120.0
+CAPACITY, HOST_BUDGET = "48GiB", "40GiB"
+RESULTS_OF = ("broker", "tms", "plain")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """What README says of a figure, and its prediction; `floor` names another figure of the `plain` run, if it differs."""
+
+    name: str
+    what: str
+    prediction: float
+    floor: str | None = None
+
+
+FIGURES = (
+    Figure(name="kept16_first_pause", what="16 GiB kept, 64 tensors: first pause with release", prediction=0.6),
+    Figure(name="kept16_first_resume", what="the same: first resume", prediction=0.35),
+    Figure(name="kept16_pause", what="the same: later pauses", prediction=0.35),
+    Figure(name="kept16_resume", what="the same: later resumes", prediction=0.35),
+    Figure(name="dropped16_cycle", what="16 GiB dropped: pause with release, and resume", prediction=0.01),
+    Figure(name="idle16_cycle", what="16 GiB, nobody needs them: pause and resume", prediction=0.001),
+    Figure(name="torch_alloc_20mib", what="200 × 20 MiB through torch", prediction=0.04),
+    Figure(name="torch_alloc_20mib_first", what="the same, the first time", prediction=0.05),
+    Figure(name="torch_alloc_1mib", what="2000 × 1 MiB through torch", prediction=0.025),
+    Figure(name="torch_alloc_1mib_first", what="the same, the first time", prediction=0.03),
+    Figure(
+        name="agent_launch_p99",
+        what="launch and wait, p99, while the agent moves 4 GiB",
+        prediction=0.00013,
+        floor="idle_launch_p99",
+    ),
+    Figure(
+        name="agent_launch_worst",
+        what="the same, the worst",
+        prediction=0.008,
+        floor="idle_launch_worst",
+    ),
+    Figure(name="client_attach", what="`connect` to the first tensor", prediction=0.3),
+)
+RUNS = (
+    ("broker", "kept16"),
+    ("tms", "kept16"),
+    ("plain", "bare16"),
+    ("broker", "dropped16"),
+    ("tms", "dropped16"),
+    ("broker", "idle16"),
+    ("broker", "alloc"),
+    ("tms", "alloc"),
+    ("plain", "alloc"),
+    ("broker", "launch"),
+    ("broker", "attach"),
+    ("plain", "attach"),
+)
+
+
+def measure(who: str, what: str, run_dir: Path) -> dict[str, float]:
+    """Run one figure in a process of its own; an incumbent that fails has no figures, and says so."""
+    script = Path(__file__).with_name("gpu_figures.py")
+    environment = {**os.environ, "VRAMBROKER_RUN_DIR": str(run_dir)}
+    done = subprocess.run(
+        [sys.executable, str(script), who, what], env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    if done.returncode != 0:
+        print(f"{who} {what} failed ({done.returncode}): {done.stderr[-2000:]}", file=sys.stderr)
+        if who == "broker":
+            raise SystemExit(1)
+        return {}
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(who, what, found, flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure everything and write `results/gpu.json`, and the driver's and the packages' versions with it."""
+    nvml = Nvml()
+    uuid, before = next(iter(nvml.used_everywhere_bytes().items()))
+    found: dict[str, dict[str, float]] = {who: {} for who in RESULTS_OF}
+    with daemon(uuid, CAPACITY, HOST_BUDGET) as socket:
+        daemon_bytes = nvml.used_everywhere_bytes()[uuid] - before
+        for who, what in RUNS:
+            if who == "broker":
+                found[who] |= measure(who, what, socket.parents[1])
+    for who, what in RUNS:
+        if who != "broker":
+            with tempfile.TemporaryDirectory() as nowhere:
+                found[who] |= measure(who, what, Path(nowhere))
+    found["plain"] |= {name: found["broker"][name] for name in ("idle_launch_p99", "idle_launch_worst")}
+    results = [
+        Result(
+            name="daemon_device_bytes",
+            what="device memory of the daemon",
+            value=daemon_bytes,
+            unit="bytes",
+            prediction=3_407_872,
+        )
+    ]
+    for figure in FIGURES:
+        results.append(
+            Result(
+                name=figure.name,
+                what=figure.what,
+                value=found["broker"][figure.name],
+                unit="s",
+                prediction=figure.prediction,
+                floor=found["plain"].get(figure.floor or figure.name),
+                incumbent=found["tms"].get(figure.name),
+            )
+        )
+    write_results("gpu.json", *_machine(), results)
+    nvml.close()
+
+
+def _machine() -> tuple[str, str]:
+    import torch
+
+    library: Any = __import__("pynvml")
+    name = library.nvmlDeviceGetName(library.nvmlDeviceGetHandleByIndex(0))
+    driver = library.nvmlSystemGetDriverVersion()
+    return str(name), f"driver {driver}, CUDA {torch.version.cuda}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
