@@ -18,14 +18,16 @@ from vrambroker.broker.core.events import Lease as LeaseCall
 from vrambroker.broker.core.grant import send_growth
 from vrambroker.broker.core.ids import CallId, Instant, TicketId
 from vrambroker.broker.core.lease import Lease
-from vrambroker.broker.core.scheduler import Need, Reach
+from vrambroker.broker.core.scheduler import Need, Plan, Reach
 from vrambroker.broker.core.session import Session, require_word
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, compose
 
 
 def lend(book: Book, event: LeaseCall) -> None:
-    """Admit a demand for new frames at once, or refuse it: malloc waits only for what is certain."""
+    """Admit a demand for new frames at once, or refuse it: malloc waits only for what is certain, and nothing is that
+    others have waited for before.
+    """
     if book.draining:
         raise Draining(message="the daemon is shutting down and lends no more")
     session = book.sessions.get(event.session)
@@ -35,9 +37,7 @@ def lend(book: Book, event: LeaseCall) -> None:
     parts = compose(event.size_bytes, book.limits.frame_sizes_bytes)
     _require_room_to_grow(book, session, event, sum(parts.values()))
     need = Need(parts=parts, domain=session.peer.domain, spared=frozenset())
-    found = scheduler.plan(need, book.supply(), Reach.ALL)
-    if found is None:
-        raise out_of_device_memory(book, event.size_bytes, f"{session.name}/{event.tag}")
+    found = plan_at_once(book, need, event.size_bytes, f"{session.name}/{event.tag}")
     lease = book.open_lease(session, event.tag, event.contents)
     growth = Growth(lease=lease.lease, parts=parts, claimed=event.claimed)
     ticket = open_ticket(book, session, growth, event.call.call, event.deadline, certain=True)
@@ -45,6 +45,18 @@ def lend(book: Book, event: LeaseCall) -> None:
     lease.pending_slots += sum(parts.values())
     book.touch(lease, "lent")
     hold.admit(book, ticket, found)
+
+
+def plan_at_once(book: Book, need: Need, requested_bytes: int, label: str) -> Plan:
+    """Return how a demand is met that does not wait for room, or raise `OutOfDeviceMemory`. It gets its share of what
+    is free, but no more than that while somebody waits: what is idle or leaving goes to those first.
+    """
+    first = hold.first_in_line(book)
+    found = scheduler.plan(need, book.supply(), Reach.ALL if first is None else Reach.FREE)
+    if found is None:
+        before = "" if first is None else f"; {hold.label(book, first)} has waited longer"
+        raise out_of_device_memory(book, requested_bytes, label, before)
+    return found
 
 
 def _require_size(book: Book, size_bytes: int) -> None:
@@ -88,12 +100,12 @@ def wrong_state(book: Book, lease: Lease, why: str) -> WrongState:
     )
 
 
-def out_of_device_memory(book: Book, requested_bytes: int, label: str) -> OutOfDeviceMemory:
+def out_of_device_memory(book: Book, requested_bytes: int, label: str, more: str = "") -> OutOfDeviceMemory:
     """Return the error that says who has what this demand lacks."""
     free_bytes, holders = book.ledger.free_bytes, book.holders()
     who = ", ".join(f"{one.session}/{one.tag} {one.size_bytes} {one.state}" for one in holders[:4])
     return OutOfDeviceMemory(
-        message=f"{label} needs {requested_bytes} bytes and {free_bytes} are free; held by {who or 'nobody'}",
+        message=f"{label} needs {requested_bytes} bytes and {free_bytes} are free; held by {who or 'nobody'}{more}",
         requested_bytes=requested_bytes,
         free_bytes=free_bytes,
         capacity_bytes=book.limits.capacity_bytes,

@@ -2,15 +2,21 @@
 
 from bisect import insort
 
-from vrambroker.broker.core import hold, scheduler
+from vrambroker.broker.core import hold
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import Draining, Holder, WaitExpired
 from vrambroker.broker.core.events import Resume
 from vrambroker.broker.core.grant import bring_back
 from vrambroker.broker.core.lease import Lease
-from vrambroker.broker.core.lending import open_ticket, out_of_device_memory, require_few_waits, withdraw
+from vrambroker.broker.core.lending import (
+    open_ticket,
+    out_of_device_memory,
+    plan_at_once,
+    require_few_waits,
+    withdraw,
+)
 from vrambroker.broker.core.pausing import require_tags
-from vrambroker.broker.core.scheduler import Need, Plan, Reach
+from vrambroker.broker.core.scheduler import Need, Plan
 from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.ticket import Comeback, Stage, Ticket
 
@@ -51,11 +57,8 @@ def _require_fits_device(book: Book, session: Session, event: Resume, leases: li
 def _certain_plan(book: Book, session: Session, event: Resume, leases: list[Lease]) -> Plan:
     named = {lease.lease: None for lease in leases}
     need = Need(parts=hold.absent_parts(book, named), domain=session.peer.domain, spared=named.keys())
-    found = scheduler.plan(need, book.supply(), Reach.ALL)
-    if found is None:
-        needed_bytes = sum(lease.absent_bytes for lease in leases)
-        raise out_of_device_memory(book, needed_bytes, f"{session.name}/{','.join(event.tags)}")
-    return found
+    needed_bytes = sum(lease.absent_bytes for lease in leases)
+    return plan_at_once(book, need, needed_bytes, f"{session.name}/{','.join(event.tags)}")
 
 
 def expire(book: Book, ticket: Ticket) -> None:
