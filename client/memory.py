@@ -149,7 +149,7 @@ class Memory:
         Costs nothing until then. The caller has seen to it that no other thread works on the memory. With `release`,
         returns when it has left. Pausing what is paused is no error.
         Raises `NotQuiescent` if a `use` scope is open, `OutOfHostMemory` if contents to be kept have no place,
-        `UnknownTag`.
+        `WaitExpired` if they are paused, but have not left after `timeout`, `UnknownTag`.
         """
         named = tags or self.tags
         if named:

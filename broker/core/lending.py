@@ -1,7 +1,7 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
 from vrambroker.broker.core import hold, recall, scheduler
-from vrambroker.broker.core.book import Book
+from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Done, Kind, PunchExtent
 from vrambroker.broker.core.errors import (
     BrokerError,
@@ -103,7 +103,7 @@ def wrong_state(book: Book, lease: Lease, why: str) -> WrongState:
 def out_of_device_memory(book: Book, requested_bytes: int, label: str, more: str = "") -> OutOfDeviceMemory:
     """Return the error that says who has what this demand lacks."""
     free_bytes, holders = book.ledger.free_bytes, book.holders()
-    who = ", ".join(f"{one.session}/{one.tag} {one.size_bytes} {one.state}" for one in holders[:4])
+    who = ", ".join(f"{one.session}/{one.tag} {one.size_bytes} {one.state}" for one in holders[:NAMED_MAX])
     return OutOfDeviceMemory(
         message=f"{label} needs {requested_bytes} bytes and {free_bytes} are free; held by {who or 'nobody'}{more}",
         requested_bytes=requested_bytes,
@@ -128,7 +128,7 @@ def open_ticket(
     )
     book.tickets[ticket.ticket] = ticket
     session.tickets[ticket.ticket] = None
-    book.wait(call, ticket, deadline)
+    book.wait(call, ticket)
     why = f"{hold.label(book, ticket)} asks for room"
     book.publish(Kind.TICKET_QUEUED, why, session=session.name, tag=hold.tags(book, ticket), ticket=ticket.ticket)
     return ticket
@@ -137,9 +137,11 @@ def open_ticket(
 def withdraw(book: Book, ticket: Ticket, error: BrokerError) -> None:
     """Refuse a ticket that was not granted; what it had goes back."""
     call, ticket.call = ticket.call, None
+    session, tag = book.name_of(ticket.session), hold.tags(book, ticket)
     if call is not None:
-        session, tag = book.name_of(ticket.session), hold.tags(book, ticket)
         book.refuse(call, error, session=session, tag=tag, ticket=ticket.ticket)
+    elif ticket.stage is Stage.CLAIMABLE:
+        book.publish(Kind.TICKET_REFUSED, error.message, session=session, tag=tag, ticket=ticket.ticket)
     hold.close(book, ticket)
 
 
@@ -152,7 +154,8 @@ def claim(book: Book, event: Claim) -> None:
         raise UnknownLease(message=f"there is no claim {event.claim}", lease=event.claim)
     del book.claims[event.claim]
     ticket.call = event.call.call
-    book.wait(event.call.call, ticket, None)
+    ticket.deadline = Instant(book.now + book.limits.claim_ns)
+    book.wait(event.call.call, ticket)
     send_growth(book, ticket, ticket.demand)
 
 

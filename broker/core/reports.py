@@ -39,6 +39,7 @@ def arrived(book: Book, event: Arrived) -> None:
         book.step(lease, slot, Step.ARRIVE, "arrived")
         ticket = book.tickets[slot.ticket or TicketId(0)]
         ticket.outstanding.pop(slot.slot, None)
+        ticket.moved_at = book.now
         if ticket.stage is Stage.UNDOING:
             undone.append(slot)
         book.stir(ticket.ticket)
@@ -86,6 +87,7 @@ def left(book: Book, event: Left) -> None:
     else:
         for slot in slots:
             _vacated(book, lease, slot)
+        recall.note_progress(book, lease)
     recall.end_if_done(book, lease)
 
 

@@ -59,6 +59,8 @@ def draw_limits(chance: Random) -> Limits:
         tickets_per_session_max=6,
         tags_per_call_max=4,
         requests_remembered_max=10_000,
+        claim_ns=chance.choice((300, 20_000)),
+        patience_ns=chance.choice((0, 2_000)),
     )
 
 
