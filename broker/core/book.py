@@ -119,7 +119,11 @@ class Book:
         self.claims: dict[int, TicketId] = {}
         self.orders: dict[OrderId, PauseOrder] = {}
         self.waits: dict[CallId, Bounded] = {}
-        self.requests = Requests(remembered_max=limits.requests_remembered_max, strangers_max=limits.sessions_max)
+        self.requests = Requests(
+            remembered_max=limits.requests_remembered_max,
+            strangers_max=limits.sessions_max,
+            replays_max=limits.replays_max,
+        )
         self.effects: list[Effect] = []
         self.touched: dict[LeaseId, str] = {}
         self.told: dict[LeaseId, Told] = {}

@@ -11,6 +11,7 @@ NS_PER_S = 1_000_000_000
 class Limits:
     """Sizes in bytes. `frame_sizes_bytes` ascends, each divides the next, and the smallest divides the capacity.
 
+    `replays_max`: how often a request may be sent again while it is not answered.
     `claim_ns`: how long frames are kept for a claim until it is presented, and then until they have arrived.
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
     progress for so long.
@@ -27,6 +28,7 @@ class Limits:
     tickets_per_session_max: int = 256
     tags_per_call_max: int = 256
     requests_remembered_max: int = 1024
+    replays_max: int = 128
     name_length_max: int = 64
     tag_length_max: int = 64
     claim_ns: int = 10 * NS_PER_S

@@ -13,7 +13,7 @@ from vrambroker.broker.core.events import Busy, Pause, Quiet, StillBusy
 from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
-from vrambroker.broker.core.session import Session, require_word
+from vrambroker.broker.core.session import Session, printable, require_word
 from vrambroker.broker.core.slot import Slot
 
 
@@ -175,8 +175,8 @@ def quiet(book: Book, event: Quiet) -> None:
 
 def busy(book: Book, event: Busy) -> None:
     """Refuse a pause whose gates can't be closed; they are open."""
-    order = book.orders.get(event.order)
-    if order is None or order.session != event.session:
+    order = _order_about(book, event)
+    if order is None:
         return
     _close(book, order)
     session = book.sessions.get(order.session)
@@ -186,9 +186,16 @@ def busy(book: Book, event: Busy) -> None:
 
 def still_busy(book: Book, event: StillBusy) -> None:
     """Note which scope keeps a pause waiting."""
+    order = _order_about(book, event)
+    if order is not None:
+        order.busy_tag, order.busy_scope = event.tag, printable(event.scope)
+
+
+def _order_about(book: Book, event: Busy | StillBusy) -> PauseOrder | None:
+    """Return the order that a report is about, if it was given to this session and for this tag."""
     order = book.orders.get(event.order)
-    if order is not None and order.session == event.session:
-        order.busy_tag, order.busy_scope = event.tag, event.scope
+    known = order is not None and order.session == event.session and event.tag in order.asked
+    return order if known else None
 
 
 def expire(book: Book, order: PauseOrder) -> None:

@@ -360,3 +360,35 @@ class TestOrder:
         desk.lease(session, "w", 1)
         desk.pause(session, "w", quiet=False, actor=peer(2))
         assert isinstance(desk.pause(session, "w", quiet=False, actor=peer(2)), QuotaExceeded)
+
+
+def test_what_a_client_says_is_cut_and_can_not_draw_on_a_terminal() -> None:
+    desk = Desk(held_back=("leave",))
+    session = desk.attach(peer(1))
+    lease = desk.lease(session, "w", 1)
+    desk.pause(session, "w", release=True)
+    left = desk.drop("leave")[0]
+    assert isinstance(left, ev.Left)
+    desk.do(ev.Left(session=session, lease=lease, slots=left.slots, failure="\x1b[2J\n" + "x" * 32_000))
+    refused = desk.answers[desk.last_call]
+    assert isinstance(refused, DriverFailed)
+    assert refused.driver_result == "?[2J?" + "x" * 194 + "…"
+    told = [line.why for line in desk.sent(ef.Publish)]
+    assert all(why.isprintable() and len(why) < 300 for why in told)
+    assert any("could not leave: ?[2J?xx" in why for why in told)
+
+
+def test_a_report_about_a_tag_that_was_not_asked_about_is_passed_over() -> None:
+    desk = Desk()
+    session = desk.attach(peer(1), "rollout")
+    desk.lease(session, "w", 1)
+    desk.pause(session, "w", quiet=False, actor=peer(9), deadline=Instant(300))
+    order = order_of(desk)
+    desk.do(ev.Busy(session=session, order=order, tag="\x1b]0;x\x07"))
+    desk.do(ev.StillBusy(session=session, order=order, tag="other", scope="step"))
+    assert desk.last_call not in desk.answers
+    desk.do(ev.StillBusy(session=session, order=order, tag="w", scope="\x1b[31mstep"))
+    desk.at(300)
+    refused = desk.answers[desk.last_call]
+    assert isinstance(refused, NotQuiescent)
+    assert (refused.tag, refused.scope) == ("w", "?[31mstep")
