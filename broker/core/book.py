@@ -112,6 +112,7 @@ class Book:
         self.sessions = Sessions(limits)
         self.leases: dict[LeaseId, Lease] = {}
         self.idle = IdleLeases()
+        self.homeless: dict[LeaseId, None] = {}
         self.device_holdings = Holdings()
         self.host_holdings = Holdings()
         self.tickets: dict[TicketId, Ticket] = {}
@@ -230,6 +231,7 @@ class Book:
         if not session.by_tag[lease.tag]:
             del session.by_tag[lease.tag]
         self.idle.forget(lease.lease)
+        self.homeless.pop(lease.lease, None)
         self.touched[lease.lease] = "returned"
 
     def wait(self, call: CallId, what: Bounded) -> None:

@@ -159,6 +159,7 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
                 book.arena.give(extent)
         lease.paused = False
         lease.takeable = True
+        book.homeless.pop(lease.lease, None)
         book.touch(lease, "resumed")
         book.emit(SendLeaseState(session=lease.session, lease=lease.lease, paused=False))
     return Resumed(

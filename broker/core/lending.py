@@ -1,6 +1,6 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
-from vrambroker.broker.core import hold, recall, scheduler
+from vrambroker.broker.core import files, hold, recall, scheduler
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Done, Kind, PunchExtent
 from vrambroker.broker.core.errors import (
@@ -52,7 +52,11 @@ def plan_at_once(book: Book, need: Need, requested_bytes: int, label: str) -> Pl
     is free, but no more than that while somebody waits: what is idle or leaving goes to those first.
     """
     first = hold.first_in_line(book)
-    found = scheduler.plan(need, book.supply(), Reach.ALL if first is None else Reach.FREE)
+    reach = Reach.ALL if first is None else Reach.FREE
+    found = scheduler.plan(need, book.supply(), reach)
+    if found is None and book.homeless and reach is Reach.ALL:
+        files.rehouse(book)
+        found = scheduler.plan(need, book.supply(), reach)
     if found is None:
         before = "" if first is None else f"; {hold.label(book, first)} has waited longer"
         raise out_of_device_memory(book, requested_bytes, label, before)

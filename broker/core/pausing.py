@@ -14,7 +14,6 @@ from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
 from vrambroker.broker.core.session import Session, printable, require_word
-from vrambroker.broker.core.slot import Slot
 
 
 def pause(book: Book, event: Pause) -> None:
@@ -89,16 +88,10 @@ def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
 
     Returns the leases that got some.
     """
-    unplaced: list[tuple[Lease, Slot]] = [(lease, slot) for lease in leases for slot in lease.unplaced()]
-    need: dict[int, int] = {}
-    for _, slot in unplaced:
-        need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
-    domain = session.peer.domain
-    if not files.make_room(book, domain, need):
-        raise _out_of_host_memory(book, session, sum(slot.size_bytes for _, slot in unplaced))
-    for lease, slot in unplaced:
-        lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
-    return [lease for lease, _ in unplaced]
+    placed = files.place(book, session.peer.domain, leases)
+    if placed is None:
+        raise _out_of_host_memory(book, session, sum(slot.size_bytes for lease in leases for slot in lease.unplaced()))
+    return placed
 
 
 def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> OutOfHostMemory:

@@ -3,7 +3,7 @@
 from bisect import insort
 from itertools import islice
 
-from vrambroker.broker.core import hold
+from vrambroker.broker.core import files, hold
 from vrambroker.broker.core.book import HOLDERS_MAX, Book, names_of
 from vrambroker.broker.core.errors import Draining, Holder, WaitExpired
 from vrambroker.broker.core.events import Resume
@@ -45,6 +45,7 @@ def resume(book: Book, event: Resume) -> None:
     if found is not None:
         hold.admit(book, ticket, found)
     else:
+        files.rehouse(book)
         insort(book.queue, ticket.ticket)
         book.supply_grew = True
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import grant, hold, scheduler
+from vrambroker.broker.core import files, grant, hold, scheduler
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import LeaseId
@@ -35,6 +35,9 @@ def totals(book: Book) -> Totals:
 
 def settle(book: Book, before: Totals) -> None:
     """Follow what the event has stirred until nothing moves any more, then publish what has changed."""
+    if book.arena.roomier:
+        book.arena.roomier = False
+        files.rehouse(book)
     while book.stirred or book.supply_grew:
         _progress_stirred(book)
         if book.supply_grew:

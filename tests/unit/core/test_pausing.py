@@ -11,6 +11,7 @@ from vrambroker.broker.core.errors import (
     InvalidArgument,
     NotOwner,
     NotQuiescent,
+    OutOfDeviceMemory,
     OutOfHostMemory,
     QuotaExceeded,
     UnknownTag,
@@ -159,11 +160,51 @@ def test_a_file_that_fails_refuses_the_release_and_leaves_the_lease_idle() -> No
     fail_files(desk)
     assert isinstance(desk.answers[call], OutOfHostMemory)
     assert desk.view(lease).state is LeaseState.IDLE
-    assert type(desk.lend(other, "kv", 4)).__name__ == "OutOfDeviceMemory", "nobody may count on its frames"
+    assert not desk.waiting("file"), "it is not tried again and again"
+    assert desk.lend(other, "kv", 4) is None, "somebody needs it"
+    fail_files(desk)
+    assert isinstance(desk.answers[desk.last_call], OutOfDeviceMemory), "nobody may count on its frames"
     assert desk.pause(session, "w", release=True) is None, "it is tried again"
     desk.let_go("file")
     assert isinstance(desk.answers[desk.last_call], ef.Paused)
     assert desk.view(lease).state is LeaseState.PARKED
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_lost_its_place_finds_another_when_somebody_needs_its_frames(waits: bool) -> None:
+    desk = Desk(limits(file=4))
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    lease = desk.lease(session, "w", 4)
+    desk.lease(other, "kv", 4)
+    desk.pause(other, "kv", release=True)
+    desk.lease(other, "x", 4)
+    desk.held_back.add("file")
+    desk.pause(session, "w")
+    fail_files(desk)
+    assert desk.view(lease).host_bytes == 0
+    desk.let_go("file")
+    answer = desk.resume(other, "kv") if waits else desk.lend(other, "y", 3)
+    assert isinstance(answer, ef.Resumed if waits else ef.Leased)
+    assert desk.view(lease).state is LeaseState.PARKED
+    assert isinstance(desk.pause(other, "x", "kv", "y" if not waits else "x"), ef.Paused)
+    assert isinstance(desk.resume(session, "w"), ef.Resumed)
+
+
+def test_what_lost_its_place_is_housed_where_there_is_room_again() -> None:
+    desk = Desk(limits(budget=8, file=4), held_back=("file",))
+    one, two = desk.attach(peer(1)), desk.attach(peer(2))
+    full = desk.lease(one, "full", 4)
+    desk.let_go("file")
+    desk.pause(one, "full")
+    lease = desk.lease(two, "w", 4)
+    desk.held_back.add("file")
+    desk.pause(two, "w")
+    fail_files(desk)
+    assert desk.view(lease).host_bytes == 0
+    desk.give(one, full)
+    assert desk.view(lease).host_bytes == 4 * MIB
+    assert not desk.waiting("file"), "the room is in a file that is there"
+    assert isinstance(desk.lend(one, "x", 8), ef.Leased)
 
 
 def test_a_file_that_fails_takes_a_promise_with_it() -> None:
