@@ -169,7 +169,8 @@ class Memory:
         Costs nothing until then. Waits for this process's work on a GPU; the caller has seen to it that no other thread
         gives it more. With `release`, returns when the memory has left. Pausing what is paused is no error.
         Raises `NotQuiescent` if a `use` scope is open or a CUDA graph is being captured (in another thread, the capture
-        fails as well), `OutOfHostMemory` if contents to be kept have no place, `UnknownTag`.
+        fails as well), `OutOfHostMemory` if contents to be kept have no place, `WaitExpired` if they are paused, but have
+        not left after `timeout`, `UnknownTag`.
         """
         named = tags or self.tags
         if named:

@@ -160,6 +160,7 @@ class Lease(Record):
     request: int
     contents: int
     size_bytes: int
+    spare_bytes: int = 0
     timeout_ms: int
     tag: str
 
@@ -168,6 +169,7 @@ class Lease(Record):
         ("request", "u64"),
         ("contents", "u8"),
         ("size_bytes", "u64"),
+        ("spare_bytes", "u64"),
         ("timeout_ms", "u32"),
         ("tag", "str"),
     )

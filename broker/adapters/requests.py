@@ -40,6 +40,7 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
                 tag=request.tag,
                 contents=contents_of(request.contents),
                 size_bytes=request.size_bytes,
+                spare_bytes=request.spare_bytes,
                 claimed=True,
                 deadline=deadline(now, request.timeout_ms),
             )

@@ -141,7 +141,8 @@ class Arena:
     """Files and extents, and the budget they are held to.
 
     `size_bytes`: the files that there are, which is what the budget bounds. `going_bytes`: those of them that are on
-    their way out. `planned_bytes`: files that are not there yet; they fit once the others have gone.
+    their way out. `planned_bytes`: files that are not there yet; they fit once the others have gone. `roomier`: some
+    room has come back since this was last set to false.
     """
 
     def __init__(self, *, budget_bytes: int, file_bytes: int, sizes_bytes: tuple[int, ...]) -> None:
@@ -151,6 +152,7 @@ class Arena:
         self.going_bytes = 0
         self.planned_bytes = 0
         self.used_bytes = 0
+        self.roomier = False
         self._file_bytes = file_bytes
         self._sizes = sizes_bytes
         self._blocks: dict[Domain, _Blocks] = {}
@@ -284,6 +286,7 @@ class Arena:
         use = file.uses.pop(extent.offset_bytes)
         file.used_bytes -= use.size_bytes
         self.used_bytes -= use.size_bytes
+        self.roomier = True
         self.blocks_of(file.domain).give(file, extent.offset_bytes, use.size_bytes)
         if file.state is FileState.PLANNED and not file.uses:
             self.planned_bytes -= file.size_bytes
@@ -337,6 +340,7 @@ class Arena:
     def destroyed(self, number: ArenaFileId) -> None:
         file = self.file(number)
         invariant(file.state is FileState.DESTROYING, "only a file being destroyed can be gone")
+        self.roomier = True
         self._vanish(file)
 
     def disused(self, domain: Domain) -> list[ArenaFile]:

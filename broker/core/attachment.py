@@ -110,7 +110,6 @@ def detach(book: Book, event: Detach) -> None:
         return_lease(book, book.leases[number])
     book.reply(event.call.call, Done())
     _end(book, session, "detached")
-    book.requests.disown(session.peer)
 
 
 def process_ended(book: Book, event: ProcessEnded) -> None:
@@ -126,7 +125,6 @@ def process_ended(book: Book, event: ProcessEnded) -> None:
         book.sessions.fence(session, ((frame.frame, frame.size_bytes) for frame in fenced))
         book.emit(WatchFence(session=session.session, frames=tuple(frame.frame for frame in fenced)))
     _end(book, session, f"pid {session.peer.pid} ended")
-    book.requests.disown(session.peer)
     if not book.sessions.has_process(session.peer):
         book.requests.forget(session.peer)
 
@@ -171,6 +169,8 @@ def _end(book: Book, session: Session, why: str) -> None:
     book.publish(Kind.SESSION_ENDED, f"{session.name}: {why}", session=session.name)
     if session.connection is not None:
         book.emit(CloseConnection(connection=session.connection))
+    if not book.sessions.has_process(session.peer):
+        book.requests.disown(session.peer)
     files.give_up_if_deserted(book, session.peer.domain)
 
 

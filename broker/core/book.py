@@ -42,6 +42,9 @@ _Thing = TypeVar("_Thing")
 HOLDERS_MAX = 32
 """How many holders an error names; the largest are enough to know whom to ask."""
 
+NAMED_MAX = 4
+"""How many of them its message names."""
+
 WORTH_A_LINE = (OutOfDeviceMemory, OutOfHostMemory, WaitExpired, NotQuiescent, QuotaExceeded, DriverFailed)
 """Refusals that whoever watches wants to hear of; the others are the caller's own mistakes."""
 
@@ -65,12 +68,20 @@ class PauseOrder:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Release:
-    """A pause that has taken effect and waits until the frames of these leases have left."""
+    """A pause that has taken effect and waits until the frames of these leases have left. `moved_at`: when it began, or
+    when some of them last did.
+    """
 
     call: CallId
     session: SessionId
     paused: tuple[LeaseId, ...]
     outstanding: dict[LeaseId, None]
+    deadline: Instant
+    moved_at: Instant
+
+
+Bounded = Ticket | PauseOrder | Release
+"""What does not wait for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,20 +112,26 @@ class Book:
         self.sessions = Sessions(limits)
         self.leases: dict[LeaseId, Lease] = {}
         self.idle = IdleLeases()
+        self.homeless: dict[LeaseId, None] = {}
         self.device_holdings = Holdings()
         self.host_holdings = Holdings()
         self.tickets: dict[TicketId, Ticket] = {}
         self.queue: list[TicketId] = []
         self.claims: dict[int, TicketId] = {}
         self.orders: dict[OrderId, PauseOrder] = {}
-        self.waits: dict[CallId, Ticket | PauseOrder | Release] = {}
-        self.requests = Requests(remembered_max=limits.requests_remembered_max, strangers_max=limits.sessions_max)
+        self.waits: dict[CallId, Bounded] = {}
+        self.requests = Requests(
+            remembered_max=limits.requests_remembered_max,
+            strangers_max=limits.sessions_max,
+            replays_max=limits.replays_max,
+        )
         self.effects: list[Effect] = []
         self.touched: dict[LeaseId, str] = {}
         self.told: dict[LeaseId, Told] = {}
         self.stirred: dict[TicketId, None] = {}
         self.supply_grew = False
-        self._deadlines: list[tuple[Instant, CallId]] = []
+        self._deadlines: list[tuple[Instant, int, Bounded]] = []
+        self._bounded = 0
 
     def draw_id(self) -> int:
         drawn, self.next_id = self.next_id, self.next_id + 1
@@ -214,38 +231,56 @@ class Book:
         if not session.by_tag[lease.tag]:
             del session.by_tag[lease.tag]
         self.idle.forget(lease.lease)
+        self.homeless.pop(lease.lease, None)
         self.touched[lease.lease] = "returned"
 
-    def wait(self, call: CallId, what: Ticket | PauseOrder | Release, deadline: Instant | None) -> None:
-        """Leave a call unanswered for now; `deadline` bounds that, as long as `expirable` says so."""
+    def wait(self, call: CallId, what: Bounded) -> None:
+        """Leave a call unanswered for now, until its deadline at the latest."""
         self.waits[call] = what
         self.sessions.live[what.session].waits[call] = None
-        if deadline is not None:
-            heapq.heappush(self._deadlines, (deadline, call))
+        self.bound(what)
+
+    def bound(self, what: Bounded) -> None:
+        """Have something expire at its deadline, whatever else becomes of it by then."""
+        if len(self._deadlines) > 4 * (len(self.waits) + len(self.claims)) + 64:
+            self._deadlines = [entry for entry in self._deadlines if self._due(entry[2]) is not None]
+            heapq.heapify(self._deadlines)
+        self._bounded += 1
+        heapq.heappush(self._deadlines, (what.deadline, self._bounded, what))
 
     def next_deadline(self) -> Instant | None:
-        while self._deadlines and self._expirable(self._deadlines[0][1]) is None:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        while self._deadlines:
+            at, number, what = self._deadlines[0]
+            due = self._due(what)
+            if due is None:
+                heapq.heappop(self._deadlines)
+            elif due > at:
+                heapq.heapreplace(self._deadlines, (due, number, what))
+            else:
+                return at
+        return None
 
-    def pop_expired(self) -> Ticket | PauseOrder | None:
+    def pop_expired(self) -> Bounded | None:
         """Return something whose deadline has passed, and forget the deadline."""
         deadline = self.next_deadline()
         if deadline is None or deadline > self.now:
             return None
-        return self._expirable(heapq.heappop(self._deadlines)[1])
+        return heapq.heappop(self._deadlines)[2]
 
-    def _expirable(self, call: CallId) -> Ticket | PauseOrder | None:
-        """A deadline bounds the wait for room and for quiet; what has been granted is on its way and is not cut
-        short.
-        """
-        match self.waits.get(call):
-            case Ticket(stage=Stage.QUEUED | Stage.ADMITTED) as ticket:
-                return ticket
-            case PauseOrder() as order:
-                return order
+    def _due(self, what: Bounded) -> Instant | None:
+        """Return when a wait is over; nothing, if it is over already. What is moving is not cut short."""
+        match what:
+            case Ticket():
+                waits = self.tickets.get(what.ticket) is what and what.stage is not Stage.UNDOING
+            case PauseOrder() | Release():
+                waits = self.waits.get(what.call) is what
+        if not waits:
+            return None
+        match what:
+            case Ticket(stage=Stage.GRANTED) | Release():
+                return Instant(max(what.deadline, what.moved_at + self.limits.patience_ns))
             case _:
-                return None
+                return what.deadline
 
     def reply(self, call: CallId, outcome: Outcome) -> None:
         """Answer a call and all its replays, for now and later."""
@@ -254,9 +289,11 @@ class Book:
             self.emit(Reply(call=waiting, outcome=outcome))
 
     def refuse(self, call: CallId, error: BrokerError, *, session: str = "", tag: str = "", ticket: int = 0) -> None:
-        """Refuse a call and all its replays; the same request may be tried again."""
+        """Refuse a call and all its replays; the same request may be tried again. Of a ticket, whoever watches has
+        heard before and hears of its end, too.
+        """
         self._stop_waiting(call)
-        if isinstance(error, WORTH_A_LINE):
+        if ticket or isinstance(error, WORTH_A_LINE):
             self.publish(Kind.TICKET_REFUSED, error.message, session=session, tag=tag, ticket=ticket)
         for waiting in self.requests.refuse(call):
             self.emit(Refuse(call=waiting, error=error))
@@ -301,6 +338,12 @@ class Book:
         return Holder(
             session=self.name_of(lease.session), tag=lease.tag, state=lease.state.value, size_bytes=size_bytes
         )
+
+
+def names_of(holders: tuple[Holder, ...]) -> str:
+    """Return who they are, as an error's message says it; not all of them, if they are many."""
+    more = f" and {len(holders) - NAMED_MAX} more" if len(holders) > NAMED_MAX else ""
+    return ", ".join(f"{one.session}/{one.tag}" for one in holders[:NAMED_MAX]) + more
 
 
 def _first(things: Iterable[_Thing]) -> list[_Thing]:

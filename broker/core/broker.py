@@ -267,3 +267,5 @@ def _expire(book: Book) -> None:
                 resuming.expire(book, expired)
             case PauseOrder():
                 pausing.expire(book, expired)
+            case Release():
+                pausing.expire_release(book, expired)

@@ -112,6 +112,8 @@ class Lease:
     With `claimed`, the grant is sent to the session's connection at once, and the answer, `Leased`, comes when the
     frames have arrived there. Without, the answer comes first and carries a claim, to be presented by `Claim`.
     Waits only for what idle leases and leases on their way out can cover, and no longer than `deadline`.
+    `spare_bytes` more are lent with it if they are free and nobody waits: a lease that grows in few large steps is
+    made of few large frames. They are for the client to give back if it does not need them.
     """
 
     call: Call
@@ -121,6 +123,7 @@ class Lease:
     size_bytes: int
     claimed: bool
     deadline: Instant
+    spare_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,15 +4,16 @@ Destroying takes as long as the clients take to let go. So what comes in a destr
 have their place in it at once, and leave for it when it is made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from vrambroker.broker.core.arena import ArenaFile
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import CreateArenaFile, DestroyArenaFile
 from vrambroker.broker.core.ids import ArenaFileId, Domain
+from vrambroker.broker.core.lease import Lease
 
 
-def make_room(book: Book, domain: Domain, need: Mapping[int, int]) -> bool:
+def _make_room(book: Book, domain: Domain, need: Mapping[int, int]) -> bool:
     """See to it that so many extents of each size can be set aside; tells whether they can be (if not, nothing has
     changed).
     """
@@ -25,6 +26,35 @@ def make_room(book: Book, domain: Domain, need: Mapping[int, int]) -> bool:
         book.arena.add_file(ArenaFileId(book.draw_id()), domain, size_bytes)
     begin_planned(book)
     return True
+
+
+def place(book: Book, domain: Domain, leases: Iterable[Lease]) -> list[Lease] | None:
+    """Set extents aside for all contents of these leases that must be kept; returns the leases that got some, or None
+    (and nothing has changed) if they don't fit.
+    """
+    unplaced = [(lease, slot) for lease in leases for slot in lease.unplaced()]
+    need: dict[int, int] = {}
+    for _, slot in unplaced:
+        need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
+    if not _make_room(book, domain, need):
+        return None
+    for lease, slot in unplaced:
+        lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
+        book.homeless.pop(lease.lease, None)
+    return [lease for lease, _ in unplaced]
+
+
+def rehouse(book: Book) -> None:
+    """Find another place for contents that have lost theirs, so that their frames may be taken after all. A file that
+    could not be made may fail again, so this is tried when somebody needs the frames or the arena has more room, and
+    not again and again.
+    """
+    for lease in [book.leases[number] for number in book.homeless]:
+        if lease.paused and place(book, lease.domain, [lease]) is None:
+            continue
+        book.homeless.pop(lease.lease, None)
+        lease.takeable = True
+        book.touch(lease, "has a place in the arena again")
 
 
 def begin_planned(book: Book) -> None:

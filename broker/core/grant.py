@@ -16,7 +16,7 @@ from vrambroker.broker.core.effects import (
     SendLeaseState,
 )
 from vrambroker.broker.core.errors import BrokerError, invariant
-from vrambroker.broker.core.ids import FrameId, LeaseId, SlotId, TicketId
+from vrambroker.broker.core.ids import FrameId, Instant, LeaseId, SlotId, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.snapshot import SlotState
@@ -58,12 +58,14 @@ def _hand_over(book: Book, ticket: Ticket) -> None:
 
 
 def _offer(book: Book, ticket: Ticket, growth: Growth) -> None:
-    """Answer with a claim; the frames stay in hand until it is presented."""
+    """Answer with a claim; the frames stay in hand until it is presented, but not for ever."""
     invariant(ticket.call is not None, "a lease without a claim still has its call")
     assert ticket.call is not None
     ticket.stage = Stage.CLAIMABLE
     ticket.claim = claim = book.draw_id()
     book.claims[claim] = ticket.ticket
+    ticket.deadline = Instant(book.now + book.limits.claim_ns)
+    book.bound(ticket)
     lease = book.leases[growth.lease]
     lease.opened = True
     call, ticket.call = ticket.call, None
@@ -80,12 +82,12 @@ def send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
             slot = Slot(slot=SlotId(book.draw_id()), size_bytes=size)
             lease.add(slot)
             slots.append(slot)
-    ticket.stage = Stage.GRANTED
+    ticket.stage, ticket.moved_at = Stage.GRANTED, book.now
     _send(book, ticket, lease, slots)
 
 
 def _send_comeback(book: Book, ticket: Ticket, leases: dict[LeaseId, None]) -> None:
-    ticket.stage = Stage.GRANTED
+    ticket.stage, ticket.moved_at = Stage.GRANTED, book.now
     for lease in (book.leases[number] for number in leases):
         slots = list(lease.in_state(SlotState.PARKED, SlotState.DROPPED)) if lease.paused else []
         if slots:
@@ -157,6 +159,7 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
                 book.arena.give(extent)
         lease.paused = False
         lease.takeable = True
+        book.homeless.pop(lease.lease, None)
         book.touch(lease, "resumed")
         book.emit(SendLeaseState(session=lease.session, lease=lease.lease, paused=False))
     return Resumed(
@@ -165,7 +168,7 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
 
 
 def undo(book: Book, ticket: Ticket, error: BrokerError) -> None:
-    """Refuse a ticket whose grant failed and take back what had arrived; residency becomes what it was."""
+    """Refuse a ticket whose grant failed, or took too long, and take back what had arrived; residency becomes what it was."""
     if ticket.stage is not Stage.GRANTED:
         return
     ticket.stage = Stage.UNDOING

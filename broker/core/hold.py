@@ -48,6 +48,17 @@ def absent_parts(book: Book, leases: dict[LeaseId, None]) -> dict[int, int]:
     return parts
 
 
+def first_in_line(book: Book) -> Ticket | None:
+    """Return the oldest ticket that waits for room: what is idle or leaving is not for anybody who came later."""
+    queued = (book.tickets[number] for number in book.queue)
+    return next((ticket for ticket in queued if not being_resumed(book, ticket)), None)
+
+
+def being_resumed(book: Book, ticket: Ticket) -> bool:
+    """Another ticket is bringing one of its leases back already; what this one needs is known after that."""
+    return any(book.leases[lease].lock is not None for lease in ticket.leases)
+
+
 def admit(book: Book, ticket: Ticket, plan: Plan) -> None:
     """Set aside for the ticket what the plan names; from here on it can't fail on bytes."""
     invariant(ticket.stage is Stage.QUEUED, "only a queued ticket is admitted")

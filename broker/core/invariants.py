@@ -158,6 +158,8 @@ def kept_contents_have_a_place(book: Book) -> None:
                 assert slot.extent is not None
                 state = book.arena.files[slot.extent.file].state
                 _hold(state is FileState.READY, "nothing is copied into a file before it is ready", slot)
+    homeless = {lease.lease for lease in book.leases.values() if lease.paused and lease.unplaced()}
+    _hold(homeless == book.homeless.keys(), "what has lost its place is looked after", homeless)
 
 
 def arena_extents_are_disjoint(book: Book) -> None:

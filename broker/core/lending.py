@@ -1,7 +1,7 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
-from vrambroker.broker.core import hold, recall, scheduler
-from vrambroker.broker.core.book import Book
+from vrambroker.broker.core import files, hold, recall, scheduler
+from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Done, Kind, PunchExtent
 from vrambroker.broker.core.errors import (
     BrokerError,
@@ -18,14 +18,16 @@ from vrambroker.broker.core.events import Lease as LeaseCall
 from vrambroker.broker.core.grant import send_growth
 from vrambroker.broker.core.ids import CallId, Instant, TicketId
 from vrambroker.broker.core.lease import Lease
-from vrambroker.broker.core.scheduler import Need, Reach
+from vrambroker.broker.core.scheduler import Need, Plan, Reach
 from vrambroker.broker.core.session import Session, require_word
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, compose
 
 
 def lend(book: Book, event: LeaseCall) -> None:
-    """Admit a demand for new frames at once, or refuse it: malloc waits only for what is certain."""
+    """Admit a demand for new frames at once, or refuse it: malloc waits only for what is certain, and nothing is that
+    others have waited for before.
+    """
     if book.draining:
         raise Draining(message="the daemon is shutting down and lends no more")
     session = book.sessions.get(event.session)
@@ -35,9 +37,11 @@ def lend(book: Book, event: LeaseCall) -> None:
     parts = compose(event.size_bytes, book.limits.frame_sizes_bytes)
     _require_room_to_grow(book, session, event, sum(parts.values()))
     need = Need(parts=parts, domain=session.peer.domain, spared=frozenset())
-    found = scheduler.plan(need, book.supply(), Reach.ALL)
-    if found is None:
-        raise out_of_device_memory(book, event.size_bytes, f"{session.name}/{event.tag}")
+    ample = _plan_with_spare(book, session, event)
+    if ample is not None:
+        parts, found = ample
+    else:
+        found = plan_at_once(book, need, event.size_bytes, f"{session.name}/{event.tag}")
     lease = book.open_lease(session, event.tag, event.contents)
     growth = Growth(lease=lease.lease, parts=parts, claimed=event.claimed)
     ticket = open_ticket(book, session, growth, event.call.call, event.deadline, certain=True)
@@ -45,6 +49,47 @@ def lend(book: Book, event: LeaseCall) -> None:
     lease.pending_slots += sum(parts.values())
     book.touch(lease, "lent")
     hold.admit(book, ticket, found)
+
+
+# A spare frame of which little is used stays with its lease: none is a larger share of it than this.
+SPARE_SHARE = 4
+
+
+def _plan_with_spare(book: Book, session: Session, event: LeaseCall) -> tuple[dict[int, int], Plan] | None:
+    """Return the frames for a demand and what is to spare, and their plan; None where that takes more than what is
+    free as it is, or a limit is in the way.
+    """
+    if not event.spare_bytes or hold.first_in_line(book) is not None:
+        return None
+    limits = book.limits
+    known = session.by_tag.get(event.tag, {}).get(event.contents)
+    has = 0 if known is None else len(book.leases[known].slots) + book.leases[known].pending_slots
+    has_bytes = 0 if known is None else book.leases[known].total_bytes
+    smallest = limits.frame_sizes_bytes[0]
+    largest_bytes = max(event.size_bytes, has_bytes // SPARE_SHARE, smallest)
+    sizes_bytes = tuple(size for size in limits.frame_sizes_bytes if size <= largest_bytes)
+    parts = compose(min(event.size_bytes + event.spare_bytes, limits.capacity_bytes), sizes_bytes)
+    if has + sum(parts.values()) > limits.slots_per_lease_max:
+        return None
+    need = Need(parts=parts, domain=session.peer.domain, spared=frozenset())
+    found = scheduler.plan(need, book.supply(), Reach.FREE)
+    return None if found is None or found.melting else (parts, found)
+
+
+def plan_at_once(book: Book, need: Need, requested_bytes: int, label: str) -> Plan:
+    """Return how a demand is met that does not wait for room, or raise `OutOfDeviceMemory`. It gets its share of what
+    is free, but no more than that while somebody waits: what is idle or leaving goes to those first.
+    """
+    first = hold.first_in_line(book)
+    reach = Reach.ALL if first is None else Reach.FREE
+    found = scheduler.plan(need, book.supply(), reach)
+    if found is None and book.homeless and reach is Reach.ALL:
+        files.rehouse(book)
+        found = scheduler.plan(need, book.supply(), reach)
+    if found is None:
+        before = "" if first is None else f"; {hold.label(book, first)} has waited longer"
+        raise out_of_device_memory(book, requested_bytes, label, before)
+    return found
 
 
 def _require_size(book: Book, size_bytes: int) -> None:
@@ -88,12 +133,12 @@ def wrong_state(book: Book, lease: Lease, why: str) -> WrongState:
     )
 
 
-def out_of_device_memory(book: Book, requested_bytes: int, label: str) -> OutOfDeviceMemory:
+def out_of_device_memory(book: Book, requested_bytes: int, label: str, more: str = "") -> OutOfDeviceMemory:
     """Return the error that says who has what this demand lacks."""
     free_bytes, holders = book.ledger.free_bytes, book.holders()
-    who = ", ".join(f"{one.session}/{one.tag} {one.size_bytes} {one.state}" for one in holders[:4])
+    who = ", ".join(f"{one.session}/{one.tag} {one.size_bytes} {one.state}" for one in holders[:NAMED_MAX])
     return OutOfDeviceMemory(
-        message=f"{label} needs {requested_bytes} bytes and {free_bytes} are free; held by {who or 'nobody'}",
+        message=f"{label} needs {requested_bytes} bytes and {free_bytes} are free; held by {who or 'nobody'}{more}",
         requested_bytes=requested_bytes,
         free_bytes=free_bytes,
         capacity_bytes=book.limits.capacity_bytes,
@@ -116,7 +161,7 @@ def open_ticket(
     )
     book.tickets[ticket.ticket] = ticket
     session.tickets[ticket.ticket] = None
-    book.wait(call, ticket, deadline)
+    book.wait(call, ticket)
     why = f"{hold.label(book, ticket)} asks for room"
     book.publish(Kind.TICKET_QUEUED, why, session=session.name, tag=hold.tags(book, ticket), ticket=ticket.ticket)
     return ticket
@@ -125,9 +170,11 @@ def open_ticket(
 def withdraw(book: Book, ticket: Ticket, error: BrokerError) -> None:
     """Refuse a ticket that was not granted; what it had goes back."""
     call, ticket.call = ticket.call, None
+    session, tag = book.name_of(ticket.session), hold.tags(book, ticket)
     if call is not None:
-        session, tag = book.name_of(ticket.session), hold.tags(book, ticket)
         book.refuse(call, error, session=session, tag=tag, ticket=ticket.ticket)
+    elif ticket.stage is Stage.CLAIMABLE:
+        book.publish(Kind.TICKET_REFUSED, error.message, session=session, tag=tag, ticket=ticket.ticket)
     hold.close(book, ticket)
 
 
@@ -140,7 +187,8 @@ def claim(book: Book, event: Claim) -> None:
         raise UnknownLease(message=f"there is no claim {event.claim}", lease=event.claim)
     del book.claims[event.claim]
     ticket.call = event.call.call
-    book.wait(event.call.call, ticket, None)
+    ticket.deadline = Instant(book.now + book.limits.claim_ns)
+    book.wait(event.call.call, ticket)
     send_growth(book, ticket, ticket.demand)
 
 

@@ -4,11 +4,18 @@ from dataclasses import dataclass
 
 MIB = 1 << 20
 GIB = 1 << 30
+NS_PER_S = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Sizes in bytes. `frame_sizes_bytes` ascends, each divides the next, and the smallest divides the capacity."""
+    """Sizes in bytes. `frame_sizes_bytes` ascends, each divides the next, and the smallest divides the capacity.
+
+    `replays_max`: how often a request may be sent again while it is not answered.
+    `claim_ns`: how long frames are kept for a claim until it is presented, and then until they have arrived.
+    `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
+    progress for so long.
+    """
 
     capacity_bytes: int
     frame_sizes_bytes: tuple[int, ...]
@@ -21,5 +28,8 @@ class Limits:
     tickets_per_session_max: int = 256
     tags_per_call_max: int = 256
     requests_remembered_max: int = 1024
+    replays_max: int = 128
     name_length_max: int = 64
     tag_length_max: int = 64
+    claim_ns: int = 10 * NS_PER_S
+    patience_ns: int = NS_PER_S

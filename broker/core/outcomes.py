@@ -87,6 +87,7 @@ def _displace(book: Book, use: Use) -> Lease:
 def _call_off(book: Book, lease: Lease, reason: str, size_bytes: int) -> None:
     """Leave a lease idle whose contents have lost their place, and withdraw what was promised of it."""
     lease.takeable = False
+    book.homeless[lease.lease] = None
     if lease.recall is Recall.WAITING:
         frames = list(book.mapped_frames(lease.lease))
         for frame in frames:

@@ -1,20 +1,19 @@
 """Pause: make leases idle, once they are known to be quiet and what must be kept has its place in the arena."""
 
 from vrambroker.broker.core import files, recall
-from vrambroker.broker.core.book import Book, PauseOrder, Release
+from vrambroker.broker.core.book import HOLDERS_MAX, Book, PauseOrder, Release, names_of
 from vrambroker.broker.core.effects import (
     Paused,
     SendLeaseState,
     SendPauseCancelled,
     SendPauseOrder,
 )
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory, WaitExpired
 from vrambroker.broker.core.events import Busy, Pause, Quiet, StillBusy
-from vrambroker.broker.core.ids import CallId, OrderId
+from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease, Recall
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
-from vrambroker.broker.core.session import Session, require_word
-from vrambroker.broker.core.slot import Slot
+from vrambroker.broker.core.session import Session, printable, require_word
 
 
 def pause(book: Book, event: Pause) -> None:
@@ -28,7 +27,7 @@ def pause(book: Book, event: Pause) -> None:
     _require_pausable(book, leases)
     asked = tuple(dict.fromkeys(lease.tag for lease in leases if not lease.paused))
     if event.quiet or not asked:
-        _take_effect(book, session, event.call.call, leases, event.release)
+        _take_effect(book, session, event.call.call, leases, event.deadline if event.release else None)
         return
     require_few_waits(book, session)
     order = PauseOrder(
@@ -41,7 +40,7 @@ def pause(book: Book, event: Pause) -> None:
         deadline=event.deadline,
     )
     book.orders[order.order] = order
-    book.wait(order.call, order, order.deadline)
+    book.wait(order.call, order)
     book.emit(SendPauseOrder(session=session.session, order=order.order, tags=asked))
 
 
@@ -62,8 +61,10 @@ def _require_pausable(book: Book, leases: list[Lease]) -> None:
             raise wrong_state(book, lease, "being resumed")
 
 
-def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease], release: bool) -> None:
-    """Pause these leases as one: if the arena has no room for all that must be kept, none of them."""
+def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease], release_by: Instant | None) -> None:
+    """Pause these leases as one: if the arena has no room for all that must be kept, none of them. `release_by`: when
+    their frames are to have left, if they are to leave.
+    """
     fresh = [lease for lease in leases if not lease.paused]
     unsure = [lease for lease in leases if lease.paused and not lease.takeable]
     placed = _place(book, session, [*fresh, *unsure])
@@ -73,11 +74,11 @@ def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease]
         book.touch(lease, "paused")
         book.emit(SendLeaseState(session=session.session, lease=lease.lease, paused=True))
     for lease in unsure:
-        if release or lease in placed:
+        if release_by is not None or lease in placed:
             lease.takeable = True
             book.touch(lease, "may be taken again")
     paused = tuple(lease.lease for lease in leases)
-    if not release or not _release(book, session, call, leases):
+    if release_by is None or not _release(book, session, call, leases, release_by):
         book.reply(call, Paused(leases=paused))
 
 
@@ -87,16 +88,10 @@ def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
 
     Returns the leases that got some.
     """
-    unplaced: list[tuple[Lease, Slot]] = [(lease, slot) for lease in leases for slot in lease.unplaced()]
-    need: dict[int, int] = {}
-    for _, slot in unplaced:
-        need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
-    domain = session.peer.domain
-    if not files.make_room(book, domain, need):
-        raise _out_of_host_memory(book, session, sum(slot.size_bytes for _, slot in unplaced))
-    for lease, slot in unplaced:
-        lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
-    return [lease for lease, _ in unplaced]
+    placed = files.place(book, session.peer.domain, leases)
+    if placed is None:
+        raise _out_of_host_memory(book, session, sum(slot.size_bytes for lease in leases for slot in lease.unplaced()))
+    return placed
 
 
 def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> OutOfHostMemory:
@@ -110,7 +105,7 @@ def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> O
     )
 
 
-def _release(book: Book, session: Session, call: CallId, leases: list[Lease]) -> bool:
+def _release(book: Book, session: Session, call: CallId, leases: list[Lease], deadline: Instant) -> bool:
     """Recall these leases now; tells whether the call has to wait for that."""
     leaving = [lease for lease in leases if lease.mapped_bytes or lease.recall is not Recall.NONE]
     if not leaving:
@@ -120,12 +115,30 @@ def _release(book: Book, session: Session, call: CallId, leases: list[Lease]) ->
         session=session.session,
         paused=tuple(lease.lease for lease in leases),
         outstanding={lease.lease: None for lease in leaving},
+        deadline=deadline,
+        moved_at=book.now,
     )
-    book.wait(call, release, None)
+    book.wait(call, release)
     for lease in leaving:
         lease.releases[call] = None
         recall.want(book, lease, "released on request")
     return True
+
+
+def expire_release(book: Book, release: Release) -> None:
+    """Refuse a pause whose frames have not left in time: what has not been ordered out stays, what has been may still
+    leave. The pause itself stands.
+    """
+    late = [book.leases[lease] for lease in release.outstanding]
+    holders = tuple(book.holder(lease, lease.device_bytes) for lease in late[:HOLDERS_MAX])
+    error = WaitExpired(
+        message=f"{names_of(holders)} had not let go of its memory when the time was up, and stays paused",
+        requested_bytes=sum(lease.device_bytes for lease in late),
+        holders=holders,
+    )
+    recall.end_release(book, release, error)
+    for lease in late:
+        recall.call_off_if_needless(book, lease)
 
 
 def quiet(book: Book, event: Quiet) -> None:
@@ -147,7 +160,7 @@ def quiet(book: Book, event: Quiet) -> None:
         return
     _close(book, order)
     try:
-        _take_effect(book, session, order.call, leases, order.release)
+        _take_effect(book, session, order.call, leases, order.deadline if order.release else None)
     except OutOfHostMemory as error:
         book.emit(SendPauseCancelled(session=order.session, order=order.order))
         book.refuse(order.call, error, session=session.name)
@@ -155,8 +168,8 @@ def quiet(book: Book, event: Quiet) -> None:
 
 def busy(book: Book, event: Busy) -> None:
     """Refuse a pause whose gates can't be closed; they are open."""
-    order = book.orders.get(event.order)
-    if order is None or order.session != event.session:
+    order = _order_about(book, event)
+    if order is None:
         return
     _close(book, order)
     session = book.sessions.get(order.session)
@@ -166,9 +179,16 @@ def busy(book: Book, event: Busy) -> None:
 
 def still_busy(book: Book, event: StillBusy) -> None:
     """Note which scope keeps a pause waiting."""
+    order = _order_about(book, event)
+    if order is not None:
+        order.busy_tag, order.busy_scope = event.tag, printable(event.scope)
+
+
+def _order_about(book: Book, event: Busy | StillBusy) -> PauseOrder | None:
+    """Return the order that a report is about, if it was given to this session and for this tag."""
     order = book.orders.get(event.order)
-    if order is not None and order.session == event.session:
-        order.busy_tag, order.busy_scope = event.tag, event.scope
+    known = order is not None and order.session == event.session and event.tag in order.asked
+    return order if known else None
 
 
 def expire(book: Book, order: PauseOrder) -> None:

@@ -101,21 +101,28 @@ def end_if_done(book: Book, lease: Lease) -> None:
         want(book, lease, "released on request")
 
 
+def note_progress(book: Book, lease: Lease) -> None:
+    """Give the pauses more time that wait for this lease's frames, some of which have just left."""
+    for release in _releases(book, lease):
+        release.moved_at = book.now
+
+
+def _releases(book: Book, lease: Lease) -> list[Release]:
+    releases = [book.waits[call] for call in lease.releases]
+    return [release for release in releases if isinstance(release, Release)]
+
+
 def _answer_releases(book: Book, lease: Lease) -> None:
-    for call in tuple(lease.releases):
-        release = book.waits[call]
-        assert isinstance(release, Release)
+    for release in _releases(book, lease):
         del release.outstanding[lease.lease]
         if not release.outstanding:
-            book.reply(call, Paused(leases=release.paused))
+            book.reply(release.call, Paused(leases=release.paused))
     lease.releases.clear()
 
 
 def refuse_releases(book: Book, lease: Lease, error: BrokerError) -> None:
     """Refuse the pauses that waited for this lease's frames: they stay where they are."""
-    for call in tuple(lease.releases):
-        release = book.waits[call]
-        assert isinstance(release, Release)
+    for release in _releases(book, lease):
         end_release(book, release, error)
 
 

@@ -11,6 +11,7 @@ from vrambroker.broker.core.events import Arrived, Left
 from vrambroker.broker.core.ids import LeaseId, SessionId, SlotId, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import detach_slot
+from vrambroker.broker.core.session import printable
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.snapshot import SlotState
 from vrambroker.broker.core.ticket import Stage
@@ -32,13 +33,14 @@ def arrived(book: Book, event: Arrived) -> None:
         return
     lease, slots = meant
     if event.failure is not None:
-        _missed(book, lease, slots, event.failure)
+        _missed(book, lease, slots, printable(event.failure))
         return
     undone: list[Slot] = []
     for slot in slots:
         book.step(lease, slot, Step.ARRIVE, "arrived")
         ticket = book.tickets[slot.ticket or TicketId(0)]
         ticket.outstanding.pop(slot.slot, None)
+        ticket.moved_at = book.now
         if ticket.stage is Stage.UNDOING:
             undone.append(slot)
         book.stir(ticket.ticket)
@@ -82,10 +84,11 @@ def left(book: Book, event: Left) -> None:
         return
     lease, slots = meant
     if event.failure is not None:
-        _stayed(book, lease, slots, event.failure)
+        _stayed(book, lease, slots, printable(event.failure))
     else:
         for slot in slots:
             _vacated(book, lease, slot)
+        recall.note_progress(book, lease)
     recall.end_if_done(book, lease)
 
 

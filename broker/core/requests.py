@@ -1,16 +1,17 @@
 """The memory of mutating calls: the same request id from the same process means the same call, and is answered alike.
 
-A replay of a finished call gets the answer it had; a replay of one under way waits for the same answer. Refusals are
-not remembered, since a refused call changed nothing: its replay is a new try.
+A replay of a finished call gets the answer it had, as long as that is remembered; a replay of one under way waits for
+the same answer. Refusals are not remembered, since a refused call changed nothing: its replay is a new try.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import blake2b
 from typing import assert_never
 
 from vrambroker.broker.core.effects import Outcome
-from vrambroker.broker.core.errors import RequestConflict, invariant
+from vrambroker.broker.core.errors import QuotaExceeded, RequestConflict, invariant
 from vrambroker.broker.core.events import (
     Attach,
     Call,
@@ -25,20 +26,27 @@ from vrambroker.broker.core.events import (
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
 
-Fingerprint = tuple[object, ...]
+Fingerprint = bytes
 ActorKey = tuple[int, int, Domain]
 MutatingCall = Attach | Detach | Lease | Claim | Return | Pause | Resume | Mark
 
 
 def fingerprint(event: MutatingCall) -> Fingerprint:
-    """Return what makes a call this call: all of it but its number, its deadline, its connection and its token."""
+    """Return what makes a call this call: all of it but its number, its deadline, its connection and its token; as a
+    digest, since some calls are long and many are remembered.
+    """
+    return blake2b(repr(_contents(event)).encode(), digest_size=16).digest()
+
+
+def _contents(event: MutatingCall) -> tuple[object, ...]:
     match event:
         case Attach():
             return ("attach", event.name)
         case Detach():
             return ("detach", event.session)
         case Lease():
-            return ("lease", event.session, event.tag, event.contents, event.size_bytes, event.claimed)
+            sizes = event.size_bytes, event.spare_bytes
+            return ("lease", event.session, event.tag, event.contents, sizes, event.claimed)
         case Claim():
             return ("claim", event.session, event.claim)
         case Return():
@@ -88,15 +96,18 @@ class Progress(Enum):
 class Requests:
     """Idempotency, per process. Of processes without a session, those heard of last are remembered."""
 
-    def __init__(self, *, remembered_max: int, strangers_max: int) -> None:
+    def __init__(self, *, remembered_max: int, strangers_max: int, replays_max: int) -> None:
         self._remembered_max = remembered_max
         self._strangers_max = strangers_max
+        self._replays_max = replays_max
         self._memories: dict[ActorKey, _Memory] = {}
         self._strangers: dict[ActorKey, None] = {}
         self._records: dict[CallId, _Record] = {}
 
     def begin(self, call: Call, asked: Fingerprint) -> Progress | Remembered:
-        """Take note of a call; raise `RequestConflict` (nothing changed) if its id was used for another one."""
+        """Take note of a call; raise `RequestConflict` (nothing changed) if its id was used for another one, and
+        `QuotaExceeded` if it was sent too often and is not answered yet.
+        """
         invariant(call.call not in self._records, "every call has a number of its own")
         actor = _key(call.actor)
         memory = self._memories.get(actor)
@@ -110,6 +121,7 @@ class Requests:
         if known is not None and known.outcome is not None:
             return Remembered(outcome=known.outcome)
         if known is not None:
+            self._require_few(known)
             known.calls[call.call] = None
             self._records[call.call] = known
             return Progress.JOINED
@@ -117,6 +129,14 @@ class Requests:
         self._records[call.call] = record
         self._memory_of(actor).under_way[call.request] = record
         return Progress.NEW
+
+    def _require_few(self, known: _Record) -> None:
+        if len(known.calls) > self._replays_max:
+            raise QuotaExceeded(
+                message=f"request {known.request!r} was sent {len(known.calls)} times and is under way",
+                limit="replays_max",
+                limit_value=self._replays_max,
+            )
 
     def finish(self, call: CallId, outcome: Outcome) -> tuple[CallId, ...]:
         """Remember the outcome; returns the calls to answer with it."""

@@ -1,16 +1,23 @@
 """Resume: bring leases back, all or none."""
 
 from bisect import insort
+from itertools import islice
 
-from vrambroker.broker.core import hold, scheduler
-from vrambroker.broker.core.book import Book
+from vrambroker.broker.core import files, hold
+from vrambroker.broker.core.book import HOLDERS_MAX, Book, names_of
 from vrambroker.broker.core.errors import Draining, Holder, WaitExpired
 from vrambroker.broker.core.events import Resume
-from vrambroker.broker.core.grant import bring_back
+from vrambroker.broker.core.grant import bring_back, undo
 from vrambroker.broker.core.lease import Lease
-from vrambroker.broker.core.lending import open_ticket, out_of_device_memory, require_few_waits, withdraw
+from vrambroker.broker.core.lending import (
+    open_ticket,
+    out_of_device_memory,
+    plan_at_once,
+    require_few_waits,
+    withdraw,
+)
 from vrambroker.broker.core.pausing import require_tags
-from vrambroker.broker.core.scheduler import Need, Plan, Reach
+from vrambroker.broker.core.scheduler import Need, Plan
 from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.ticket import Comeback, Stage, Ticket
 
@@ -38,6 +45,7 @@ def resume(book: Book, event: Resume) -> None:
     if found is not None:
         hold.admit(book, ticket, found)
     else:
+        files.rehouse(book)
         insort(book.queue, ticket.ticket)
         book.supply_grew = True
 
@@ -51,41 +59,51 @@ def _require_fits_device(book: Book, session: Session, event: Resume, leases: li
 def _certain_plan(book: Book, session: Session, event: Resume, leases: list[Lease]) -> Plan:
     named = {lease.lease: None for lease in leases}
     need = Need(parts=hold.absent_parts(book, named), domain=session.peer.domain, spared=named.keys())
-    found = scheduler.plan(need, book.supply(), Reach.ALL)
-    if found is None:
-        needed_bytes = sum(lease.absent_bytes for lease in leases)
-        raise out_of_device_memory(book, needed_bytes, f"{session.name}/{','.join(event.tags)}")
-    return found
+    needed_bytes = sum(lease.absent_bytes for lease in leases)
+    return plan_at_once(book, need, needed_bytes, f"{session.name}/{','.join(event.tags)}")
 
 
 def expire(book: Book, ticket: Ticket) -> None:
-    """Refuse a ticket whose deadline has passed: for want of room, or for a peer that has not let go."""
-    needed_bytes = hold.needed_bytes(book, ticket)
-    label = hold.label(book, ticket)
-    if ticket.stage is Stage.QUEUED:
-        withdraw(book, ticket, out_of_device_memory(book, needed_bytes, label))
-        return
-    late = promisers(book, ticket)
-    who = ", ".join(f"{one.session}/{one.tag}" for one in late) or "the driver"
-    error = WaitExpired(
-        message=f"{label} was waiting for {who} to let go of its memory when its time was up",
-        requested_bytes=needed_bytes,
+    """Refuse a ticket whose deadline has passed: for want of room, or for a peer that has not done its part. What was
+    granted goes back as the peer lets go of it.
+    """
+    if ticket.stage is Stage.CLAIMABLE:
+        withdraw(book, ticket, WaitExpired(message=f"{hold.label(book, ticket)}: its claim was not presented in time"))
+    elif ticket.stage is Stage.GRANTED:
+        undo(book, ticket, _too_late(book, ticket, "map its memory"))
+    elif ticket.stage is Stage.QUEUED and not hold.being_resumed(book, ticket):
+        label = hold.label(book, ticket)
+        withdraw(book, ticket, out_of_device_memory(book, hold.needed_bytes(book, ticket), label))
+    else:
+        withdraw(book, ticket, _too_late(book, ticket, "let go of its memory"))
+
+
+def _too_late(book: Book, ticket: Ticket, what: str) -> WaitExpired:
+    late = awaited(book, ticket)
+    who = names_of(late) or "the driver"
+    return WaitExpired(
+        message=f"{hold.label(book, ticket)} was waiting for {who} to {what} when its time was up",
+        requested_bytes=hold.needed_bytes(book, ticket),
         holders=late,
     )
-    withdraw(book, ticket, error)
 
 
-def promisers(book: Book, ticket: Ticket) -> tuple[Holder, ...]:
-    """Return who has yet to let go of what this ticket was promised; its own leases too, if they are on their way
-    out.
+def awaited(book: Book, ticket: Ticket) -> tuple[Holder, ...]:
+    """Return whom this ticket waits for, or the one that it waits behind: who has yet to let go of what was promised,
+    its own leases too, if they are on their way out; and who has yet to map what was granted.
     """
-    promised: dict[Lease, int] = {}
-    for number in (*ticket.hold.exact, *ticket.hold.melting):
-        frame = book.frame(number)
-        if frame.lease is not None:
-            lease = book.leases[frame.lease]
-            promised[lease] = promised.get(lease, 0) + frame.size_bytes
-    for lease in (book.leases[number] for number in ticket.leases):
+    late: dict[Lease, int] = {}
+    locks = [lock for lock in (book.leases[lease].lock for lease in ticket.leases) if lock is not None]
+    tickets = [book.tickets[number] for number in dict.fromkeys([ticket.ticket, *locks])]
+    for one in tickets:
+        for frame in (book.frame(number) for number in (*one.hold.exact, *one.hold.melting)):
+            if frame.lease is not None:
+                giver = book.leases[frame.lease]
+                late[giver] = late.get(giver, 0) + frame.size_bytes
+        for slot, number in one.outstanding.items():
+            taker = book.leases[number]
+            late[taker] = late.get(taker, 0) + taker.slots[slot].size_bytes
+    for lease in (book.leases[number] for one in tickets for number in one.leases):
         if isinstance(ticket.demand, Comeback) and not lease.settled:
-            promised.setdefault(lease, lease.device_bytes)
-    return tuple(book.holder(lease, size_bytes) for lease, size_bytes in promised.items())
+            late.setdefault(lease, lease.device_bytes)
+    return tuple(book.holder(lease, size_bytes) for lease, size_bytes in islice(late.items(), HOLDERS_MAX))

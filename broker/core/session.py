@@ -14,6 +14,8 @@ from vrambroker.broker.core.limits import Limits
 
 _Key = TypeVar("_Key")
 
+TEXT_LENGTH_MAX = 200
+
 _WORD = re.compile(r"[A-Za-z0-9_.:@+-]+")
 
 
@@ -25,6 +27,12 @@ def require_word(argument: str, value: str, length_max: int) -> None:
             message=f"{argument} {shown!r} is not 1 to {length_max} of the characters A-Z a-z 0-9 _ . : @ + -",
             argument=argument,
         )
+
+
+def printable(text: str) -> str:
+    """Return what a client says, fit for an error, a line of the event stream and a terminal: cut, and one line."""
+    shown = text if len(text) <= TEXT_LENGTH_MAX else text[: TEXT_LENGTH_MAX - 1] + "…"
+    return "".join(one if one.isprintable() else "?" for one in shown)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import grant, hold, scheduler
+from vrambroker.broker.core import files, grant, hold, scheduler
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import LeaseId
@@ -35,6 +35,9 @@ def totals(book: Book) -> Totals:
 
 def settle(book: Book, before: Totals) -> None:
     """Follow what the event has stirred until nothing moves any more, then publish what has changed."""
+    if book.arena.roomier:
+        book.arena.roomier = False
+        files.rehouse(book)
     while book.stirred or book.supply_grew:
         _progress_stirred(book)
         if book.supply_grew:
@@ -61,19 +64,14 @@ def _admit_queued(book: Book) -> None:
     reach = Reach.ALL
     for number in tuple(book.queue):
         ticket = book.tickets.get(number)
-        if ticket is None or ticket.stage is not Stage.QUEUED or _being_resumed(book, ticket):
+        if ticket is None or ticket.stage is not Stage.QUEUED or hold.being_resumed(book, ticket):
             continue
-        if not _admit(book, ticket, Reach.ALL if ticket.certain else reach):
+        if not _admit(book, ticket, reach):
             if ticket.certain:
                 label = hold.label(book, ticket)
                 withdraw(book, ticket, out_of_device_memory(book, hold.needed_bytes(book, ticket), label))
             else:
                 reach = Reach.FREE
-
-
-def _being_resumed(book: Book, ticket: Ticket) -> bool:
-    """Another ticket is bringing one of its leases back already; what this one needs is known after that."""
-    return any(book.leases[lease].lock is not None for lease in ticket.leases)
 
 
 def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:

@@ -9,6 +9,7 @@ from vrambroker.broker.core.effects import Extent, LeaseState
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.events import Contents, Peer
 from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.ticket import Stage
 
 
 class SlotState(Enum):
@@ -90,7 +91,7 @@ class SessionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketView:
-    """`waits_for`: who could give what is missing."""
+    """`waits_for`: who could give what is missing, or has yet to map what was granted."""
 
     ticket: TicketId
     session: str
@@ -98,10 +99,15 @@ class TicketView:
     size_bytes: int
     in_hand_bytes: int
     promised_bytes: int
-    admitted: bool
+    stage: Stage
     since: Instant
     deadline: Instant
     waits_for: tuple[Holder, ...]
+
+    @property
+    def admitted(self) -> bool:
+        """All that it needs is certain."""
+        return self.stage is not Stage.QUEUED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,8 @@ class Snapshot:
     `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
     `host_file_bytes`: the files that there are, empty room included; the budget bounds these. The totals change only
     with an event that publishes them.
+    `queue`: the tickets that wait for frames. `granted`: those that have theirs: offered, on their way to the client,
+    or on their way back after a refusal.
     """
 
     capacity_bytes: int
@@ -135,4 +143,5 @@ class Snapshot:
     frames: tuple[FrameView, ...]
     sessions: tuple[SessionView, ...]
     queue: tuple[TicketView, ...]
+    granted: tuple[TicketView, ...]
     arena: tuple[ArenaFileView, ...]

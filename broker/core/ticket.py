@@ -91,6 +91,7 @@ class Ticket:
     """`certain`: it is refused rather than made to wait for anybody's goodwill.
 
     `slots`: what was granted under it and is not settled yet; `outstanding`: those of them that have not arrived.
+    `moved_at`: when its frames were granted, or the latest of them arrived.
     """
 
     ticket: TicketId
@@ -105,6 +106,7 @@ class Ticket:
     hold: Hold = field(default_factory=Hold)
     slots: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     outstanding: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
+    moved_at: Instant = Instant(0)
 
     @property
     def leases(self) -> tuple[LeaseId, ...]:

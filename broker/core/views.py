@@ -16,6 +16,8 @@ from vrambroker.broker.core.snapshot import (
 )
 from vrambroker.broker.core.ticket import Stage, Ticket
 
+WAITING = (Stage.QUEUED, Stage.ADMITTED)
+
 
 def snapshot(book: Book) -> Snapshot:
     """Return everything that the book knows."""
@@ -25,6 +27,7 @@ def snapshot(book: Book) -> Snapshot:
         for frame in ledger.frames.values()
     )
     live = [_session(book, session, ended=False) for session in book.sessions.live.values()]
+    tickets = [_ticket(book, ticket) for ticket in book.tickets.values()]
     ended = [_session(book, gone.session, ended=True) for gone in book.sessions.ended.values()]
     return Snapshot(
         capacity_bytes=ledger.capacity_bytes,
@@ -39,7 +42,8 @@ def snapshot(book: Book) -> Snapshot:
         next_id=book.next_id,
         frames=frames,
         sessions=(*live, *ended),
-        queue=tuple(_ticket(book, ticket) for ticket in book.tickets.values() if ticket.stage is not Stage.UNDOING),
+        queue=tuple(ticket for ticket in tickets if ticket.stage in WAITING),
+        granted=tuple(ticket for ticket in tickets if ticket.stage not in WAITING),
         arena=tuple(
             ArenaFileView(
                 file=file.file,
@@ -93,7 +97,7 @@ def _ticket(book: Book, ticket: Ticket) -> TicketView:
         size_bytes=hold.needed_bytes(book, ticket),
         in_hand_bytes=ticket.hold.in_hand_bytes,
         promised_bytes=sum(book.frame(frame).size_bytes for frame in promised),
-        admitted=ticket.stage is not Stage.QUEUED,
+        stage=ticket.stage,
         since=ticket.since,
         deadline=ticket.deadline,
         waits_for=_waits_for(book, ticket),
@@ -102,4 +106,5 @@ def _ticket(book: Book, ticket: Ticket) -> TicketView:
 
 def _waits_for(book: Book, ticket: Ticket) -> tuple[Holder, ...]:
     """Return who could give what is missing: those who promised it, or else all who have any."""
-    return book.holders() if ticket.stage is Stage.QUEUED else resuming.promisers(book, ticket)
+    wants_room = ticket.stage is Stage.QUEUED and not hold.being_resumed(book, ticket)
+    return book.holders() if wants_room else resuming.awaited(book, ticket)

@@ -76,6 +76,7 @@ void Agent::listen_for_writable(bool wanted) {
 int Agent::milliseconds_to_sleep() const {
   std::optional<Clock::time_point> next = register_at_;
   if (retrying_) next = next ? std::min(*next, retry_at_) : retry_at_;
+  if (spares_at_) next = next ? std::min(*next, *spares_at_) : *spares_at_;
   if (!next) return -1;
   const auto left = std::chrono::duration_cast<milliseconds>(*next - Clock::now()).count();
   return static_cast<int>(std::clamp<int64_t>(left + 1, 0, 60'000));
@@ -99,6 +100,8 @@ void Agent::run() {
     bool sweep = false;
     {
       const std::lock_guard lock(book_.mutex);
+      book_.release_spares(Clock::now());
+      spares_at_ = book_.spares_due();
       sweep = book_.sweeps_done < book_.sweeps_wanted;
       // Somebody asks for the daemon again after it was given up.
       if (book_.link == Link::down && !connected_ && !retrying_) {

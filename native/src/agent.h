@@ -66,6 +66,7 @@ class Agent {
   Clock::time_point retry_until_;
   std::chrono::milliseconds backoff_{0};
   std::optional<Clock::time_point> register_at_;
+  std::optional<Clock::time_point> spares_at_;
 };
 
 }  // namespace vrb

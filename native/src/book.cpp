@@ -101,6 +101,25 @@ void Book::want_sweep(Lease &lease) {
   ++sweeps_wanted;
 }
 
+bool Book::release_spares(Clock::time_point by) {
+  bool any = false;
+  for (const auto &lease : leases) {
+    if (!lease->range.has_spare() || lease->spare_until > by) continue;
+    lease->range.release_spare();
+    want_sweep(*lease);
+    any = true;
+  }
+  return any;
+}
+
+std::optional<Clock::time_point> Book::spares_due() const {
+  std::optional<Clock::time_point> due;
+  for (const auto &lease : leases) {
+    if (lease->range.has_spare()) due = due ? std::min(*due, lease->spare_until) : lease->spare_until;
+  }
+  return due;
+}
+
 uint64_t Book::live_allocations() const {
   uint64_t count = 0;
   for (const auto &lease : leases) count += lease->range.allocations();

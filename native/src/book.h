@@ -10,10 +10,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "channel.h"
 #include "device.h"
 #include "lease.h"
 #include "requests.h"
@@ -58,6 +60,11 @@ class Book {
 
   // Marks that the lease may have slots to give back.
   void want_sweep(Lease &lease);
+
+  // Has slots that were lent to spare given back, where their time was over by then. Returns whether there were any.
+  bool release_spares(Clock::time_point by);
+  // When the next are due.
+  std::optional<Clock::time_point> spares_due() const;
 
   uint64_t live_allocations() const;
 

@@ -19,6 +19,9 @@ constexpr uint32_t UNBOUNDED_MS = 60'000;
 constexpr uint32_t CONNECT_MS = 5'000;
 constexpr uint32_t CLOSE_MS = 5'000;
 constexpr int GROWTHS_MAX = 4;
+constexpr uint64_t SPARE_BYTES_MAX = GIB;
+// How long after its last growth a lease keeps what it was lent to spare: longer than a model's loader pauses for.
+constexpr milliseconds SPARE_LIFE{100};
 constexpr std::size_t SCOPE_LENGTH_MAX = 64;
 
 Clock::time_point deadline_of(uint32_t timeout_ms) {
@@ -213,18 +216,34 @@ void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
       require_open(lease.tag);
       continue;
     }
-    grow(lock, lease, size_bytes, left_of(deadline, timeout_ms));
     ++growths;
+    try {
+      grow(lock, lease, size_bytes, left_of(deadline, timeout_ms));
+    } catch (const Error &error) {
+      // What other leases of this process have to spare may be all that is missing.
+      if (error.name != "OutOfDeviceMemory" || !book_.release_spares(Clock::time_point::max())) throw;
+      wake_.ring();
+      give_back(lock, book_.sweeps_wanted, deadline);
+    }
     if (lease.tag.is_paused()) throw wrong_state("tag " + lease.tag.name + " was paused meanwhile", lease.tag.name);
   }
   throw driver_failed("the daemon granted frames that don't make up " + std::to_string(size_bytes) + " bytes in a row");
 }
 
+// How much more than it needs a lease asks for: as much as it has, so that many allocations take few growths and few frames.
+uint64_t Client::spare_for(const Lease &lease, const Range::Window &window) const {
+  const uint64_t wanted = std::min(lease.range.slot_bytes(), SPARE_BYTES_MAX);
+  const uint64_t spare_bytes = wanted / book_.slot_bytes_min() * book_.slot_bytes_min();
+  return lease.range.is_hole(window.begin, window.need_bytes + spare_bytes) ? spare_bytes : 0;
+}
+
 void Client::grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
   const auto window = lease.range.plan_growth(size_bytes);
   if (!window) throw driver_failed("the range of tag " + lease.tag.name + " has no addresses left");
-  lease.growth = Growth{true, window->begin, window->begin, window->begin + window->need_bytes, {}};
-  const record::Lease request{0, static_cast<uint8_t>(lease.contents), window->need_bytes, timeout_ms, lease.tag.name};
+  const uint64_t spare_bytes = spare_for(lease, *window);
+  lease.growth = Growth{true, window->begin, window->begin, window->begin + window->need_bytes + spare_bytes, {}};
+  const record::Lease request{
+      0, static_cast<uint8_t>(lease.contents), window->need_bytes, spare_bytes, timeout_ms, lease.tag.name};
   try {
     ask(lock, request, timeout_ms, &lease);
   } catch (const Error &) {
@@ -236,8 +255,9 @@ void Client::grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeou
 
 // Opens what has arrived, for the caller first of all: it holds the lock.
 void Client::end_growth(Lease &lease) {
-  for (const uint64_t slot : lease.growth.arrived) lease.range.open(slot);
+  for (const uint64_t slot : lease.growth.arrived) lease.range.open_spare(slot);
   lease.growth = Growth{};
+  lease.spare_until = Clock::now() + SPARE_LIFE;
   book_.want_sweep(lease);
   book_.changed.notify_all();
   wake_.ring();
@@ -326,6 +346,7 @@ void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool relea
   const auto deadline = deadline_of(timeout_ms);
   const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
   if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
+  if (book_.release_spares(Clock::time_point::max())) wake_.ring();
   give_back(lock, book_.sweeps_wanted, deadline);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });

@@ -70,6 +70,7 @@ class Client {
 
   void free_put_off();
   void give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline);
+  uint64_t spare_for(const Lease &lease, const Range::Window &window) const;
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);
   void close_gates(const std::vector<Tag *> &tags);

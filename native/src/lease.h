@@ -4,6 +4,7 @@
 // a reference to one across a time without the lock.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -79,6 +80,7 @@ struct Lease {
   uint64_t number = 0;  // the daemon's; 0 while it knows nothing of it
   std::map<uint64_t, Slot> slots;
   Growth growth;
+  std::chrono::steady_clock::time_point spare_until{};  // when slots that were lent to spare go back
   uint32_t given_up = 0;  // growths that nobody waits for any more, and that may still bring slots
   bool paused = false;
   bool resuming = false;  // the daemon says resident; stale slots are still being zeroed

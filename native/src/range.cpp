@@ -108,6 +108,7 @@ void Range::mark_filled(uint64_t offset, uint64_t size_bytes) {
   for (; it != slot_at_.end() && it->first < offset + size_bytes; ++it) {
     empty_.erase(it->second);
     kept_.erase(it->second);
+    spare_.erase(it->second);
   }
 }
 
@@ -199,6 +200,16 @@ void Range::release_kept() {
   kept_.clear();
 }
 
+void Range::open_spare(uint64_t slot) {
+  open(slot);
+  if (empty_.erase(slot) != 0) spare_.insert(slot);
+}
+
+void Range::release_spare() {
+  empty_.insert(spare_.begin(), spare_.end());
+  spare_.clear();
+}
+
 void Range::shut(uint64_t slot) {
   Slot &it = slots_.at(slot);
   if (!it.open) return;
@@ -206,6 +217,7 @@ void Range::shut(uint64_t slot) {
   cut_free(it.offset, it.size_bytes);
   empty_.erase(slot);
   kept_.erase(slot);
+  spare_.erase(slot);
 }
 
 void Range::remove(uint64_t slot) {

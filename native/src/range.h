@@ -49,6 +49,10 @@ class Range {
   void open_kept(uint64_t slot);
   // Counts them among the empty ones after all.
   void release_kept();
+  // Opens a slot that may not be needed: it is none of the empty ones until one has been in it, or it is released.
+  void open_spare(uint64_t slot);
+  bool has_spare() const { return !spare_.empty(); }
+  void release_spare();
   // Takes an empty slot's bytes out of what may be handed out, until it is opened again or removed.
   void shut(uint64_t slot);
   void remove(uint64_t slot);
@@ -88,6 +92,7 @@ class Range {
   Spans holes_;  // addresses without a slot
   std::set<uint64_t> empty_;
   std::set<uint64_t> kept_;
+  std::set<uint64_t> spare_;
   uint64_t allocated_bytes_ = 0;
   uint64_t free_bytes_ = 0;
   uint64_t slot_bytes_ = 0;

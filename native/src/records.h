@@ -84,12 +84,13 @@ struct Lease {
   uint64_t request;
   uint8_t contents;
   uint64_t size_bytes;
+  uint64_t spare_bytes;  // so much more, if it is free and nobody waits
   uint32_t timeout_ms;
   std::string tag;
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
-    v("request", s.request), v("contents", s.contents), v("size_bytes", s.size_bytes), v("timeout_ms", s.timeout_ms);
-    v("tag", s.tag);
+    v("request", s.request), v("contents", s.contents), v("size_bytes", s.size_bytes), v("spare_bytes", s.spare_bytes);
+    v("timeout_ms", s.timeout_ms), v("tag", s.tag);
   }
 };
 

@@ -434,6 +434,59 @@ TEST(client, a_quiet_tag_gives_out_no_memory_and_opens_with_its_state) {
   CHECK_OK(enter(client, {"weights"}, "forward"));
 }
 
+TEST(client, a_lease_that_grows_asks_for_as_much_again_to_spare) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights");
+  std::array<void *, 3> pointers{};
+  Background first([&] { pointers[0] = allocate(lease, FRAME); });
+  CHECK_EQ(peer.serve_lease(3, {{4}}).spare_bytes, uint64_t{0});
+  first.join();
+  Background second([&] { pointers[1] = allocate(lease, FRAME); });
+  const auto asked = peer.serve_lease(3, {{5}, {6}});
+  CHECK_EQ(asked.size_bytes, FRAME);
+  CHECK_EQ(asked.spare_bytes, FRAME);
+  second.join();
+  pointers[2] = allocate(lease, FRAME);  // without a word to the daemon
+  CHECK_EQ(stats(client).mapped_bytes, 3 * FRAME);
+  for (void *pointer : pointers) release(client, pointer);
+}
+
+TEST(client, what_is_spare_goes_back_by_itself) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights");
+  Background first([&] { allocate(lease, FRAME); });
+  peer.serve_lease(3, {{4}});
+  first.join();
+  Background second([&] { allocate(lease, FRAME); });
+  peer.serve_lease(3, {{5}, {6}});
+  second.join();
+  const auto returned = peer.expect<record::Return>();
+  CHECK_EQ(returned.lease, uint64_t{3});
+  CHECK(returned.slots == std::vector<uint64_t>{6});
+  CHECK_EQ(stats(client).mapped_bytes, 2 * FRAME);
+}
+
+TEST(client, what_is_spare_goes_back_before_another_lease_is_refused) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
+  Background growing([&] {
+    allocate(lease, FRAME);
+    allocate(lease, FRAME);
+    allocate(other, FRAME);
+  });
+  peer.serve_lease(3, {{4}});
+  peer.serve_lease(3, {{5}, {6}});
+  const auto refused = peer.expect<record::Lease>();
+  CHECK_EQ(refused.tag, "cache");
+  peer.error(refused.request, "OutOfDeviceMemory", "full");
+  CHECK(peer.expect<record::Return>().slots == std::vector<uint64_t>{6});
+  CHECK_EQ(peer.serve_lease(7, {{8}}).tag, "cache");
+  growing.join();
+}
+
 TEST(client, a_torch_hook_allocates_from_its_lease_in_any_thread) {
   Peer peer;
   vrb_client *client = attach(peer);

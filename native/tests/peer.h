@@ -80,7 +80,7 @@ class Peer {
   uint64_t grant(uint64_t lease, const std::string &tag, uint8_t contents, const std::vector<Frame> &frames);
   // Sends them and sees TAKEN and ARRIVED come back for all of them.
   void lend(uint64_t lease, const std::string &tag, uint8_t contents, const std::vector<Frame> &frames);
-  // Answers a LEASE that must come next by lending these frames.
+  // Answers a LEASE that must come next by lending these frames, which are what it asks for, with or without what to spare.
   vrb::record::Lease serve_lease(uint64_t lease, const std::vector<Frame> &frames);
   void done(uint64_t request, uint64_t lease = 0, std::vector<vrb::DoneLease> leases = {});
   void error(uint64_t request, const std::string &name, const std::string &message, const std::string &detail = {});

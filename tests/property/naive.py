@@ -67,13 +67,17 @@ class Naive:
             lease.there = False
         return True
 
+    def take_at_once(self, need: int, spared: list[NaiveLease]) -> bool:
+        """Make room for what does not wait: by recall only if nobody waits already."""
+        return need <= self.free or (not self.queue and self.take(need, spared))
+
     def known(self, session: int, tags: tuple[str, ...]) -> bool:
         return all(self.of(session, (tag,)) for tag in tags)
 
     def lend(self, session: int, tag: str, contents: Contents, size: int, number: int) -> str:
         if any(lease.paused for lease in self.of(session, (tag,))):
             return "WrongState"
-        if not self.take(size, []):
+        if not self.take_at_once(size, []):
             return "OutOfDeviceMemory"
         lease = next((one for one in self.of(session, (tag,)) if one.contents is contents), None)
         if lease is None:
@@ -104,7 +108,7 @@ class Naive:
         if sum(lease.size for lease in leases) > self.capacity:
             return "OutOfDeviceMemory"
         need = sum(lease.size for lease in leases if not lease.there)
-        if not need or (not wait and self.take(need, leases)):
+        if not need or (not wait and self.take_at_once(need, leases)):
             self.bring_back(leases)
             self.serve()
             return "Resumed"

@@ -70,6 +70,7 @@ def _lease(world: World, client: SimClient, session: SessionId) -> None:
     tag, contents = world.chance.choice(TAGS), world.chance.choice(CONTENTS)
     size_bytes = world.chance.choice((1, 3 * UNIT, 5 * UNIT - 7, 9 * UNIT, 12 * UNIT))
     claimed, deadline = world.chance.random() < 0.7, _deadline(world)
+    spare_bytes = world.chance.choice((0, 0, UNIT, 13 * UNIT))
     world.ask(
         client,
         lambda call: ev.Lease(
@@ -78,6 +79,7 @@ def _lease(world: World, client: SimClient, session: SessionId) -> None:
             tag=tag,
             contents=contents,
             size_bytes=size_bytes,
+            spare_bytes=spare_bytes,
             claimed=claimed,
             deadline=deadline,
         ),

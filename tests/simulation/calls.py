@@ -1,4 +1,8 @@
-"""The calls of a simulated run: who asked what, under which request, and that each one is answered exactly once."""
+"""The calls of a simulated run: who asked what, under which request, and that each one is answered exactly once.
+
+And a memory of answers as the broker promises to have one: as long as a request is among the latest of its process, a
+replay is told the same; after that it is a new call.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,11 +35,13 @@ class Asked:
 class Calls:
     """The register of calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered_max: int) -> None:
         self.by_call: dict[CallId, Asked] = {}
         self.answered: set[CallId] = set()
         self.sent: set[CallId] = set()
         self._next = 1
+        self._remembered_max = remembered_max
+        self._remembered: dict[ev.Peer, dict[RequestId, ef.Outcome]] = {}
 
     def ask(self, actor: ev.Peer, build: Build) -> tuple[Asked, ev.Event]:
         """Make a new request; returns the event that carries it."""
@@ -68,12 +74,17 @@ class Calls:
         if isinstance(answer, BrokerError):
             require(not isinstance(answer, RequestConflict), f"request {asked.request} conflicts with itself")
         else:
-            require(
-                not heard or asked.outcome in (None, answer), f"request {asked.request}: {asked.outcome}, then {answer}"
-            )
+            self._remember(asked, answer, heard=heard)
             asked.outcome = answer
         asked.answer = answer
         return asked
+
+    def _remember(self, asked: Asked, answer: ef.Outcome, *, heard: bool) -> None:
+        known = self._remembered.setdefault(asked.actor, {})
+        before = known.setdefault(asked.request, answer)
+        require(not heard or before == answer, f"request {asked.request}: {before}, then {answer}")
+        if len(known) > self._remembered_max:
+            del known[next(iter(known))]
 
     def open_calls(self) -> list[CallId]:
         return [call for call in self.by_call if call in self.sent and call not in self.answered]

@@ -50,11 +50,10 @@ def _settle(world: World) -> None:
 
 
 def _nothing_is_stuck(world: World) -> None:
-    """With nothing under way, a ticket has everything or nothing, and clients and broker see the same."""
+    """With nothing under way and all deadlines past, there is no ticket, and clients and broker see the same."""
     seen = world.broker.snapshot()
-    for ticket in seen.queue:
-        claimable = ticket.in_hand_bytes == ticket.size_bytes and not ticket.promised_bytes
-        require(claimable, f"a ticket is stuck: {ticket}")
+    for ticket in (*seen.queue, *seen.granted):
+        require(False, f"a ticket is stuck: {ticket}")
     for file in seen.arena:
         require(file.state is FileState.READY, f"a file is stuck on its way: {file}")
     for session in (one for one in seen.sessions if one.session in world.by_session):
@@ -103,10 +102,6 @@ def _return_what_was_never_claimed(world: World, client: SimClient) -> None:
     for view in (one for one in world.broker.snapshot().sessions if one.session == session):
         for number in [lease.lease for lease in view.leases if lease.lease not in client.leases]:
             _ask_and_settle(world, client, _returning(session, number))
-        for ticket in (one for one in world.broker.snapshot().queue if one.session == view.name):
-            for number in [one for one, lease in client.leases.items() if lease.tag in ticket.tags]:
-                client.let_go(number, [])
-                _ask_and_settle(world, client, _returning(session, number))
 
 
 def _pause_all(world: World, client: SimClient, tags: tuple[str, ...]) -> ef.Outcome | BrokerError | None:
@@ -143,7 +138,7 @@ def _bring_back(world: World, client: SimClient) -> None:
 
 def _all_is_free(world: World) -> None:
     seen = world.broker.snapshot()
-    require(not seen.queue, f"tickets are left: {seen.queue}")
+    require(not seen.queue and not seen.granted, f"tickets are left: {seen.queue} {seen.granted}")
     require(not seen.sessions, f"sessions are left: {seen.sessions}")
     require(seen.free_bytes == seen.capacity_bytes, f"all returned, and not all free: {seen}")
     require(all(frame.place is FramePlace.POOLED for frame in seen.frames), f"frames are left: {seen.frames}")

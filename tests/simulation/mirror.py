@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 from tests.simulation.machine import require
 from vrambroker.broker.core import effects as ef
-from vrambroker.broker.core.ids import LeaseId
+from vrambroker.broker.core.ids import LeaseId, TicketId
 from vrambroker.broker.core.snapshot import Snapshot
+from vrambroker.broker.core.ticket import Stage
+
+ENDS_OF_TICKETS = (ef.Kind.TICKET_DONE, ef.Kind.TICKET_REFUSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +41,16 @@ class Mirror:
         )
         self._peak_lent_bytes = 0
         self._leases: dict[LeaseId, Residency] = {}
+        self._tickets: set[TicketId] = set()
 
     def hear(self, line: ef.Publish) -> None:
         if line.kind is ef.Kind.DEVICE_CHANGED:
             self._hear_totals(line)
+        if line.kind is ef.Kind.TICKET_QUEUED:
+            self._tickets.add(line.ticket)
+        if line.kind in ENDS_OF_TICKETS and line.ticket:
+            require(line.ticket in self._tickets, f"ticket {line.ticket} ends twice: {line}")
+            self._tickets.remove(line.ticket)
         if line.kind is not ef.Kind.LEASE_CHANGED:
             return
         if line.state is None:
@@ -81,6 +90,8 @@ class Mirror:
         require(totals == self._totals, f"published {self._totals}, and it is {totals}")
         peak = seen.peak_lent_bytes
         require(peak == self._peak_lent_bytes, f"a peak of {self._peak_lent_bytes} was published, and it is {peak}")
+        tickets = {one.ticket for one in (*seen.queue, *seen.granted) if one.stage is not Stage.UNDOING}
+        require(tickets == self._tickets, f"tickets {self._tickets} were published, and there are {tickets}")
         leases = {
             lease.lease: Residency(
                 session=session.name,

@@ -58,7 +58,9 @@ def draw_limits(chance: Random) -> Limits:
         leases_per_session_max=5,
         tickets_per_session_max=6,
         tags_per_call_max=4,
-        requests_remembered_max=10_000,
+        requests_remembered_max=chance.choice((1, 4, 16, 10_000)),
+        claim_ns=chance.choice((300, 20_000)),
+        patience_ns=chance.choice((0, 2_000)),
     )
 
 
@@ -72,7 +74,7 @@ class World:
         self.broker = Broker(self.limits)
         self.machine = Machine(capacity_bytes=self.limits.capacity_bytes, budget_bytes=self.limits.host_budget_bytes)
         self.mirror = Mirror(self.limits.capacity_bytes)
-        self.calls = Calls()
+        self.calls = Calls(self.limits.requests_remembered_max)
         self.now = Instant(0)
         self.clients: list[SimClient] = []
         self.by_session: dict[SessionId, SimClient] = {}
@@ -268,7 +270,7 @@ class World:
     # Answers
 
     def _answered(self, call: CallId, answer: ef.Outcome | BrokerError) -> None:
-        known = self.calls.by_call[call].outcome is not None
+        known = self.calls.by_call[call].outcome == answer
         client = self.lane_of.get(call)
         asked = self.calls.answer(call, answer, heard=client is None or client.alive)
         if isinstance(answer, ef.Resumed) and not known:
@@ -288,6 +290,9 @@ class World:
         if not client.alive:
             self.lane(client, "end").append(ev.ProcessEnded(session=answer.session))
             return
+        if client.session not in (None, answer.session):
+            # The first answer was forgotten, so that its replay made a second session.
+            self.ask(client, lambda call: ev.Detach(call=call, session=answer.session))
         connection = getattr(asked.what, "connection", None)
         if client.session is None and connection is not None:
             client.session = answer.session

@@ -34,8 +34,10 @@ def limits(
     slots: int = 64,
     tickets: int = 64,
     remembered: int = 64,
+    claim: int = 500,
+    patience: int = 0,
 ) -> Limits:
-    """Return limits in units of one MiB."""
+    """Return limits in units of one MiB and one nanosecond."""
     return Limits(
         capacity_bytes=capacity * MIB,
         frame_sizes_bytes=tuple(size * MIB for size in sizes),
@@ -48,6 +50,8 @@ def limits(
         tickets_per_session_max=tickets,
         tags_per_call_max=4,
         requests_remembered_max=remembered,
+        claim_ns=claim,
+        patience_ns=patience,
     )
 
 
@@ -166,6 +170,7 @@ class Desk:
         deadline: Instant = FAR,
         actor: ev.Peer | None = None,
         request: str | None = None,
+        spare: int = 0,
     ) -> Answer | None:
         """Ask for so many MiB."""
         event = ev.Lease(
@@ -174,6 +179,7 @@ class Desk:
             tag=tag,
             contents=contents,
             size_bytes=size * MIB,
+            spare_bytes=spare * MIB,
             claimed=claimed,
             deadline=deadline,
         )

@@ -229,3 +229,19 @@ def test_unknown_tags_are_named() -> None:
     refused = desk.resume(session, "nothing")
     assert isinstance(refused, UnknownTag)
     assert (refused.session, refused.tag) == ("trainer", "nothing")
+
+
+def test_a_process_is_remembered_until_its_last_session_has_ended() -> None:
+    desk = Desk(limits(sessions=2))
+    one, other = desk.attach(peer(1)), desk.attach(peer(1))
+    desk.lend(other, "w", 1, request="r")
+    desk.answer(ev.Detach(call=desk.call(peer(1)), session=one))
+    for pid in range(10, 20):
+        desk.answer(ev.Mark(call=desk.call(peer(pid)), label="strangers come and go"))
+    assert desk.lend(other, "w", 1, request="r") == desk.lend(other, "w", 1, request="r")
+    assert desk.free == 7
+    desk.answer(ev.Detach(call=desk.call(peer(1)), session=other))
+    desk.answer(ev.Mark(call=desk.call(peer(1), "m"), label="a"))
+    for pid in range(10, 20):
+        desk.answer(ev.Mark(call=desk.call(peer(pid)), label="strangers come and go"))
+    assert desk.answer(ev.Mark(call=desk.call(peer(1), "m"), label="b")) == ef.Done(), "it is a stranger now"

@@ -85,6 +85,11 @@ def lose_place(book: Book) -> None:
     book.arena.give(lease(book, "idle").displace(slot(book, "idle")) or pytest.fail("it has a place"))
 
 
+def forget_homeless(book: Book) -> None:
+    lose_place(book)
+    lease(book, "idle").takeable = False
+
+
 def share_place(book: Book) -> None:
     one, other = list(lease(book, "idle").slots.values())
     one.extent = other.extent
@@ -159,6 +164,7 @@ TAMPERED: list[tuple[Callable[[Book], None], str]] = [
     (cross, "frames never cross domains"),
     (forget_fence, "ended sessions are fenced"),
     (lose_place, "kept contents have a place"),
+    (forget_homeless, "what has lost its place is looked after"),
     (share_place, "arena extents"),
     (forget_use, "arena extents"),
     (forget_copy, "kept contents have a place"),

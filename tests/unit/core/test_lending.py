@@ -50,6 +50,50 @@ def test_a_size_is_rounded_up_and_made_of_the_largest_frames_that_fit() -> None:
     assert desk.view(answer.lease).device_bytes == MIB
 
 
+def test_what_is_asked_to_spare_is_lent_while_it_is_free() -> None:
+    desk = Desk(limits(capacity=16, sizes=(1, 4)))
+    session = desk.attach(peer(1))
+    lease = desk.lease(session, "w", 4)
+    answer = desk.lend(session, "w", 2, spare=3)
+    assert answer == ef.Leased(lease=lease, claim=0)
+    # A frame of 4 would be more than a quarter of the lease, and more than was needed.
+    assert [slot.size_bytes // MIB for slot in desk.view(lease).slots] == [4, 1, 1, 1, 1, 1]
+    # 7 are free: what is needed, but not what is to spare.
+    desk.lend(session, "w", 4, spare=4)
+    assert desk.view(lease).device_bytes == 13 * MIB
+
+
+def test_what_is_to_spare_is_made_of_large_frames_in_a_large_lease() -> None:
+    desk = Desk(limits(capacity=32, sizes=(1, 4)))
+    session = desk.attach(peer(1))
+    lease = desk.lease(session, "w", 16)
+    desk.lend(session, "w", 1, spare=8)
+    assert [slot.size_bytes // MIB for slot in desk.view(lease).slots] == [4, 4, 4, 4, 4, 4, 1]
+
+
+def test_what_is_to_spare_is_taken_from_nobody() -> None:
+    desk = Desk(limits(capacity=8))
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    idle = desk.lease(other, "idle", 4)
+    desk.pause(other, "idle")
+    lease = desk.lease(session, "w", 2)
+    desk.lend(session, "w", 1, spare=2)
+    assert desk.view(lease).device_bytes == 3 * MIB
+    assert desk.view(idle).device_bytes == 4 * MIB
+
+
+def test_nothing_is_to_spare_while_somebody_waits() -> None:
+    desk = Desk(limits(capacity=8))
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    desk.lease(session, "a", 4)
+    desk.pause(session, "a")
+    holds = desk.lease(other, "w", 4)
+    desk.lend(other, "w", 1)  # takes what was idle
+    assert desk.resume(session, "a", wait=True) is None
+    desk.lend(other, "w", 1, spare=1)
+    assert desk.view(holds).device_bytes == 6 * MIB
+
+
 def test_session_tag_and_contents_name_one_lease() -> None:
     desk = Desk()
     session, other = desk.attach(peer(1)), desk.attach(peer(2))

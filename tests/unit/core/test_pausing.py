@@ -11,6 +11,7 @@ from vrambroker.broker.core.errors import (
     InvalidArgument,
     NotOwner,
     NotQuiescent,
+    OutOfDeviceMemory,
     OutOfHostMemory,
     QuotaExceeded,
     UnknownTag,
@@ -159,11 +160,51 @@ def test_a_file_that_fails_refuses_the_release_and_leaves_the_lease_idle() -> No
     fail_files(desk)
     assert isinstance(desk.answers[call], OutOfHostMemory)
     assert desk.view(lease).state is LeaseState.IDLE
-    assert type(desk.lend(other, "kv", 4)).__name__ == "OutOfDeviceMemory", "nobody may count on its frames"
+    assert not desk.waiting("file"), "it is not tried again and again"
+    assert desk.lend(other, "kv", 4) is None, "somebody needs it"
+    fail_files(desk)
+    assert isinstance(desk.answers[desk.last_call], OutOfDeviceMemory), "nobody may count on its frames"
     assert desk.pause(session, "w", release=True) is None, "it is tried again"
     desk.let_go("file")
     assert isinstance(desk.answers[desk.last_call], ef.Paused)
     assert desk.view(lease).state is LeaseState.PARKED
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_lost_its_place_finds_another_when_somebody_needs_its_frames(waits: bool) -> None:
+    desk = Desk(limits(file=4))
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    lease = desk.lease(session, "w", 4)
+    desk.lease(other, "kv", 4)
+    desk.pause(other, "kv", release=True)
+    desk.lease(other, "x", 4)
+    desk.held_back.add("file")
+    desk.pause(session, "w")
+    fail_files(desk)
+    assert desk.view(lease).host_bytes == 0
+    desk.let_go("file")
+    answer = desk.resume(other, "kv") if waits else desk.lend(other, "y", 3)
+    assert isinstance(answer, ef.Resumed if waits else ef.Leased)
+    assert desk.view(lease).state is LeaseState.PARKED
+    assert isinstance(desk.pause(other, "x", "kv", "y" if not waits else "x"), ef.Paused)
+    assert isinstance(desk.resume(session, "w"), ef.Resumed)
+
+
+def test_what_lost_its_place_is_housed_where_there_is_room_again() -> None:
+    desk = Desk(limits(budget=8, file=4), held_back=("file",))
+    one, two = desk.attach(peer(1)), desk.attach(peer(2))
+    full = desk.lease(one, "full", 4)
+    desk.let_go("file")
+    desk.pause(one, "full")
+    lease = desk.lease(two, "w", 4)
+    desk.held_back.add("file")
+    desk.pause(two, "w")
+    fail_files(desk)
+    assert desk.view(lease).host_bytes == 0
+    desk.give(one, full)
+    assert desk.view(lease).host_bytes == 4 * MIB
+    assert not desk.waiting("file"), "the room is in a file that is there"
+    assert isinstance(desk.lend(one, "x", 8), ef.Leased)
 
 
 def test_a_file_that_fails_takes_a_promise_with_it() -> None:
@@ -360,3 +401,35 @@ class TestOrder:
         desk.lease(session, "w", 1)
         desk.pause(session, "w", quiet=False, actor=peer(2))
         assert isinstance(desk.pause(session, "w", quiet=False, actor=peer(2)), QuotaExceeded)
+
+
+def test_what_a_client_says_is_cut_and_can_not_draw_on_a_terminal() -> None:
+    desk = Desk(held_back=("leave",))
+    session = desk.attach(peer(1))
+    lease = desk.lease(session, "w", 1)
+    desk.pause(session, "w", release=True)
+    left = desk.drop("leave")[0]
+    assert isinstance(left, ev.Left)
+    desk.do(ev.Left(session=session, lease=lease, slots=left.slots, failure="\x1b[2J\n" + "x" * 32_000))
+    refused = desk.answers[desk.last_call]
+    assert isinstance(refused, DriverFailed)
+    assert refused.driver_result == "?[2J?" + "x" * 194 + "…"
+    told = [line.why for line in desk.sent(ef.Publish)]
+    assert all(why.isprintable() and len(why) < 300 for why in told)
+    assert any("could not leave: ?[2J?xx" in why for why in told)
+
+
+def test_a_report_about_a_tag_that_was_not_asked_about_is_passed_over() -> None:
+    desk = Desk()
+    session = desk.attach(peer(1), "rollout")
+    desk.lease(session, "w", 1)
+    desk.pause(session, "w", quiet=False, actor=peer(9), deadline=Instant(300))
+    order = order_of(desk)
+    desk.do(ev.Busy(session=session, order=order, tag="\x1b]0;x\x07"))
+    desk.do(ev.StillBusy(session=session, order=order, tag="other", scope="step"))
+    assert desk.last_call not in desk.answers
+    desk.do(ev.StillBusy(session=session, order=order, tag="w", scope="\x1b[31mstep"))
+    desk.at(300)
+    refused = desk.answers[desk.last_call]
+    assert isinstance(refused, NotQuiescent)
+    assert (refused.tag, refused.scope) == ("w", "?[31mstep")

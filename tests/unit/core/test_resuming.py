@@ -220,6 +220,44 @@ def test_the_head_of_the_queue_is_not_robbed_of_what_is_idle() -> None:
     assert desk.view(idle).state is LeaseState.IDLE
 
 
+def test_who_asks_for_something_at_once_does_not_overtake_who_waits() -> None:
+    desk = Desk()
+    one, two, three = desk.attach(peer(1), "a"), desk.attach(peer(2), "b"), desk.attach(peer(3), "c")
+    desk.lease(one, "a", 7)
+    desk.pause(one, "a", release=True)
+    desk.lease(two, "b", 3)
+    desk.pause(two, "b", release=True)
+    desk.lease(three, "busy", 2)
+    idle = desk.lease(three, "idle", 5)
+    desk.pause(three, "idle")
+    assert desk.resume(one, "a") is None
+    waiting = desk.last_call
+    refusals = desk.resume(two, "b", wait=False), desk.lend(two, "x", 2)
+    for refused in refusals:
+        assert isinstance(refused, OutOfDeviceMemory)
+        assert refused.message.endswith("a/a has waited longer")
+    assert desk.view(idle).state is LeaseState.IDLE
+    assert isinstance(desk.lend(two, "x", 1), ef.Leased), "what fits in what is free is never kept waiting"
+    desk.pause(three, "busy")
+    assert isinstance(desk.answers[waiting], ef.Resumed)
+
+
+def test_who_waits_for_what_another_brings_back_keeps_nobody_from_what_is_idle() -> None:
+    desk = Desk()
+    one, two = desk.attach(peer(1), "a"), desk.attach(peer(2), "b")
+    desk.lease(one, "w", 3)
+    desk.pause(one, "w", release=True)
+    desk.lease(two, "idle", 5)
+    desk.pause(two, "idle")
+    desk.held_back.add("arrive")
+    desk.resume(one, "w")
+    desk.resume(one, "w")
+    assert desk.lend(two, "x", 2) is None
+    call = desk.last_call
+    desk.let_go("arrive")
+    assert isinstance(desk.answers[call], ef.Leased)
+
+
 def test_a_second_resume_of_the_same_lease_is_answered_with_the_first() -> None:
     desk = Desk(held_back=("arrive",))
     session = desk.attach(peer(1))
