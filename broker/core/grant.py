@@ -66,10 +66,8 @@ def _offer(book: Book, ticket: Ticket, growth: Growth) -> None:
     book.claims[claim] = ticket.ticket
     ticket.deadline = Instant(book.now + book.limits.claim_ns)
     book.bound(ticket)
-    lease = book.leases[growth.lease]
-    lease.opened = True
     call, ticket.call = ticket.call, None
-    book.reply(call, Leased(lease=lease.lease, claim=claim))
+    book.reply(call, Leased(lease=growth.lease, claim=claim))
 
 
 def send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:

@@ -36,8 +36,9 @@ class Lease:
     """`takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
     frames.
 
-    `opened`: its owner has been told its number. `lock`: the ticket that brings it back just now; `comebacks` and
-    `growing` are all tickets that name it. `releases`: the pauses that wait until its frames have left.
+    `opened`: something has arrived in it, so that its owner's agent knows it. `lock`: the ticket that brings it back
+    just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses that wait until its frames
+    have left.
     """
 
     lease: LeaseId

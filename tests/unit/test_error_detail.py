@@ -33,7 +33,26 @@ def _filled(error: type[BrokerError]) -> BrokerError:
     return made
 
 
-def test_the_table_of_statuses_is_total() -> None:
+CONTRACT = {
+    "INVALID_ARGUMENT": ("InvalidArgument",),
+    "NOT_FOUND": ("UnknownSession", "UnknownTag", "UnknownLease"),
+    "PERMISSION_DENIED": ("NotOwner",),
+    "UNAUTHENTICATED": ("PeerUnidentified",),
+    "RESOURCE_EXHAUSTED": ("OutOfDeviceMemory", "OutOfHostMemory", "QuotaExceeded"),
+    "FAILED_PRECONDITION": ("WrongState", "VersionMismatch", "NotQuiescent"),
+    "DEADLINE_EXCEEDED": ("WaitExpired",),
+    "UNAVAILABLE": ("Draining", "Starting", "BrokerUnavailable", "BrokerLost"),
+    "ALREADY_EXISTS": ("RequestConflict",),
+    "INTERNAL": ("DriverFailed",),
+}
+"""What clients in other languages tell errors apart by, if they don't read the detail."""
+
+
+def test_each_error_has_the_status_that_clients_know_it_by() -> None:
+    statuses: dict[str, set[str]] = {}
+    for error, status in STATUS_OF.items():
+        statuses.setdefault(status.name, set()).add(error.__name__)
+    assert {name: set(errors) for name, errors in CONTRACT.items()} == statuses
     assert set(STATUS_OF) == set(CLASSES)
 
 

@@ -176,11 +176,12 @@ def test_a_claim_that_is_never_presented_gives_its_frames_back() -> None:
     assert desk.free == 4
     desk.at(offered + 501)
     seen = desk.broker.snapshot()
-    assert (desk.free, seen.held_bytes, seen.queue) == (8, 0, ())
+    assert (desk.free, seen.held_bytes, seen.queue, seen.sessions[0].leases) == (8, 0, (), ())
     line = [one for one in desk.sent(ef.Publish) if one.kind is Kind.TICKET_REFUSED][-1]
     assert (line.session, line.tag, line.why) == ("trainer", "w", "trainer/w: its claim was not presented in time")
     late = desk.answer(ev.Claim(call=desk.call(peer(1)), session=session, claim=leased.claim))
     assert isinstance(late, UnknownLease)
+    assert isinstance(desk.give(session, leased.lease), UnknownLease), "it was never there"
     assert isinstance(desk.lend(session, "w", 8), ef.Leased)
 
 

@@ -433,3 +433,19 @@ def test_a_report_about_a_tag_that_was_not_asked_about_is_passed_over() -> None:
     refused = desk.answers[desk.last_call]
     assert isinstance(refused, NotQuiescent)
     assert (refused.tag, refused.scope) == ("w", "?[31mstep")
+
+
+def test_a_lease_tells_since_when_it_is_in_its_state() -> None:
+    desk = Desk()
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    lease = desk.lease(session, "w", 4, DROP)
+    resident = desk.view(lease).since
+    slots = [slot.slot for slot in desk.view(lease).slots]
+    desk.give(session, lease, slots[:1])
+    assert desk.view(lease).since == resident, "it has fewer bytes and is as resident as before"
+    desk.now = Instant(500)
+    desk.pause(session, "w")
+    assert (desk.view(lease).state, desk.view(lease).since) == (LeaseState.IDLE, 501)
+    desk.now = Instant(700)
+    desk.lease(other, "kv", 8, DROP)
+    assert (desk.view(lease).state, desk.view(lease).since > 700) == (LeaseState.PARKED, True)

@@ -138,9 +138,8 @@ def test_a_request_under_way_is_sent_again_only_so_often() -> None:
     for number in (1, 2, 3, 4):
         requests.begin(call(number, "a"), b"x")
     for number in range(5, 100):
-        with pytest.raises(QuotaExceeded) as refused:
+        with pytest.raises(QuotaExceeded, match="sent 4 times"):
             requests.begin(call(number, "a"), b"x")
-    assert (refused.value.limit, refused.value.limit_value) == ("replays_max", 3)
     assert requests.finish(CallId(1), Done()) == (1, 2, 3, 4)
     assert isinstance(requests.begin(call(100, "a"), b"x"), Remembered)
 

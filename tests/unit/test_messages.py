@@ -1,0 +1,46 @@
+"""The core's values as messages: every field of a waiting ticket in its own place; and what no timeout means."""
+
+from tests.unit.core.desk import MIB, Desk, peer
+from vrambroker.broker.adapters.deadlines import deadline
+from vrambroker.broker.adapters.messages import Here, status_of
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.ids import Instant
+from vrambroker.v1 import broker_pb2 as v1
+
+
+def test_a_ticket_is_told_with_what_it_has_and_what_it_was_promised() -> None:
+    desk = Desk()
+    one, two = desk.attach(peer(1), "trainer"), desk.attach(peer(2), "rollout")
+    desk.lease(two, "kv", 3, Contents.DROP)
+    desk.lease(one, "w", 4)
+    desk.pause(two, "kv")
+    desk.held_back.add("leave")
+    assert desk.lend(one, "grads", 4, deadline=Instant(5_000)) is None
+    asked = desk.now - 1
+    here = Here(device="host", version="1", pid=7)
+    status = status_of(desk.broker.snapshot(), here=here, foreign_bytes=0, now=desk.now)
+    assert list(status.queue) == [
+        v1.Ticket(
+            ticket=desk.queue()[0].ticket,
+            session="trainer",
+            tags=["grads"],
+            size_bytes=4 * MIB,
+            in_hand_bytes=1 * MIB,
+            promised_bytes=3 * MIB,
+            admitted=True,
+            since_ns=asked,
+            deadline_ns=5_000,
+            waits_for=[v1.Holder(session="rollout", tag="kv", state="leaving", size_bytes=3 * MIB)],
+        )
+    ]
+    desk.let_go("leave")
+    status = status_of(desk.broker.snapshot(), here=here, foreign_bytes=0, now=desk.now)
+    assert not status.queue
+    tags = [tag for session in status.sessions for tag in session.tags]
+    assert {tag.tag: tag.state for tag in tags}["kv"] == v1.LEASE_STATE_PARKED
+
+
+def test_a_timeout_is_milliseconds_from_now_and_none_is_ten_seconds() -> None:
+    assert deadline(Instant(1_000), 1) == 1_001_000
+    assert deadline(Instant(1_000), 250) == 250_001_000
+    assert deadline(Instant(1_000), 0) == 10_000_001_000
