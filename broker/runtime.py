@@ -21,6 +21,7 @@ from vrambroker.broker.core.effects import (
     DestroyArenaFile,
     DestroyFrame,
     Effect,
+    OfferArenaFile,
     Publish,
     PunchExtent,
     Refuse,
@@ -193,6 +194,8 @@ def perform(effect: Effect, world: World) -> None:
             world.frames.destroy(effect.frame)
         case CreateArenaFile():
             world.arena.create(effect.file, effect.domain, effect.size_bytes)
+        case OfferArenaFile():
+            world.peers.offer_arena(effect.session, effect.file)
         case DestroyArenaFile():
             world.peers.forget_arena(effect.file)
         case PunchExtent():

@@ -10,7 +10,10 @@ from vrambroker.broker.ports import Deliver, Frames
 
 
 class Place(Protocol):
-    """A device, found and open. `lent_bytes` is what is lent of it unless the operator says otherwise."""
+    """A device, found and open. `lent_bytes` is what is lent of it unless the operator says otherwise.
+
+    `arena_ahead`: whether host memory is set up for contents before they must be parked.
+    """
 
     @property
     def name(self) -> str: ...
@@ -20,6 +23,8 @@ class Place(Protocol):
     def lent_bytes(self) -> int: ...
     @property
     def frame_sizes_bytes(self) -> tuple[int, ...]: ...
+    @property
+    def arena_ahead(self) -> bool: ...
     def frames(self, deliver: Deliver) -> Frames:
         """Return the frames of this device, for the running loop. Ownership: the caller's, who closes them."""
         ...
@@ -41,6 +46,11 @@ class HostPlace:
     def frame_sizes_bytes(self) -> tuple[int, ...]:
         """Return the frame sizes, ascending."""
         return FRAME_SIZES_BYTES
+
+    @property
+    def arena_ahead(self) -> bool:
+        """Return False: the host's memory is the device here, and there is nothing to register."""
+        return False
 
     def frames(self, deliver: Deliver) -> HostFrames:
         """Return memfds."""

@@ -11,7 +11,7 @@ from functools import partial
 from vrambroker.broker.adapters import records
 from vrambroker.broker.adapters.lendings import Grant, UnsentFrames, arena_file, arena_gone
 from vrambroker.broker.adapters.link import Link
-from vrambroker.broker.core.effects import Extent, RecalledSlot, SendGrant, SendRecall
+from vrambroker.broker.core.effects import RecalledSlot, SendGrant, SendRecall
 from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, OrderId, SessionId
 from vrambroker.broker.ports import Arena, Frames
 
@@ -86,7 +86,8 @@ class Workers:
         if worker is None or worker.link is None:
             return
         for slot in order.slots:
-            self._announce(worker, worker.link, slot.restore)
+            if slot.restore is not None:
+                self._announce(worker, worker.link, slot.restore.file)
         worker.link.send(Grant(order, self._frames.fd_of, self._unsent))
 
     def recall(self, order: SendRecall) -> None:
@@ -95,7 +96,8 @@ class Workers:
         if worker is None or worker.link is None:
             return
         for slot in order.slots:
-            self._announce(worker, worker.link, slot.park)
+            if slot.park is not None:
+                self._announce(worker, worker.link, slot.park.file)
         for start in range(0, len(order.slots), RECALLED_PER_PACKET):
             slots = tuple(_on_wire(slot) for slot in order.slots[start : start + RECALLED_PER_PACKET])
             self._send(order.session, records.Recall(lease=order.lease, slots=slots))
@@ -115,6 +117,12 @@ class Workers:
     def draining(self, session: SessionId) -> None:
         """Tell that the daemon is about to end."""
         self._send(session, records.Draining())
+
+    def offer_arena(self, session: SessionId, file: ArenaFileId) -> None:
+        """Send a file ahead of need, unless the process has it."""
+        worker = self._workers.get(session)
+        if worker is not None and worker.link is not None and file not in self._forgetting:
+            self._announce(worker, worker.link, file)
 
     def forget_arena(self, file: ArenaFileId) -> None:
         """Have everybody who may have the file mapped let go of it, then have the arena destroy it."""
@@ -139,17 +147,15 @@ class Workers:
         if worker is not None and worker.link is not None:
             worker.link.send(records.encode(record))
 
-    def _announce(self, worker: Worker, link: Link, extent: Extent | None) -> None:
-        """Send the file that an extent is in, unless the process has it."""
-        if extent is None or extent.file in worker.announced:
-            return
-        fd = self._arena.fd_of(extent.file)
+    def _announce(self, worker: Worker, link: Link, file: ArenaFileId) -> None:
+        """Send a file of the arena, unless the process has it."""
+        fd = None if file in worker.announced else self._arena.fd_of(file)
         if fd is None:
             return
-        worker.files.add(extent.file)
-        worker.announced.add(extent.file)
+        worker.files.add(file)
+        worker.announced.add(file)
         size_bytes = os.fstat(fd).st_size
-        link.send(arena_file(extent.file, size_bytes, self._arena.fd_of, partial(worker.taken.add, extent.file)))
+        link.send(arena_file(file, size_bytes, self._arena.fd_of, partial(worker.taken.add, file)))
 
     def _send_gone(self, worker: Worker, link: Link, file: ArenaFileId) -> None:
         link.send(arena_gone(file, partial(self._let_go, worker, file)))

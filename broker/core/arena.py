@@ -153,6 +153,7 @@ class Arena:
         self.planned_bytes = 0
         self.used_bytes = 0
         self.roomier = False
+        self._tight = False
         self._file_bytes = file_bytes
         self._sizes = sizes_bytes
         self._blocks: dict[Domain, _Blocks] = {}
@@ -176,6 +177,27 @@ class Arena:
     def _spare_bytes(self) -> int:
         """What the budget has left just now, beside what is planned; less than nothing while others are going."""
         return self.budget_bytes - self.size_bytes - self.planned_bytes
+
+    def files_ahead(self, domain: Domain, wanted_bytes: int) -> tuple[int, ...]:
+        """Return the sizes of the files to make for a domain to have so much, as far as the budget allows. None after
+        one could not be made, until some have gone.
+        """
+        short_bytes, spare_bytes = wanted_bytes - self._staying_bytes(domain), self._spare_bytes
+        ahead: list[int] = []
+        while short_bytes > 0 and self._file_bytes <= spare_bytes and not self._tight:
+            ahead.append(self._file_bytes)
+            short_bytes -= self._file_bytes
+            spare_bytes -= self._file_bytes
+        return tuple(ahead)
+
+    def _staying_bytes(self, domain: Domain) -> int:
+        files = (self.files[number] for number in self._by_domain.get(domain, {}))
+        return sum(file.size_bytes for file in files if file.state not in GOING)
+
+    def ready(self, domain: Domain) -> list[ArenaFile]:
+        """Return the domain's files that can be parked in."""
+        files = (self.files[number] for number in self._by_domain.get(domain, {}))
+        return [file for file in files if file.state is FileState.READY]
 
     def room_for(self, domain: Domain, need: Mapping[int, int]) -> Room | None:
         """Return what it takes for all of the need to fit, or None if the budget forbids it.
@@ -322,6 +344,7 @@ class Arena:
         """Forget a file that could not be made; returns it, with the uses that have lost their place."""
         file = self.file(number)
         invariant(file.state in (FileState.CREATING, FileState.UNWANTED), "only a file being made can fail")
+        self._tight = True
         self.used_bytes -= file.used_bytes
         self._unblock(file)
         self._vanish(file)
@@ -341,6 +364,7 @@ class Arena:
         file = self.file(number)
         invariant(file.state is FileState.DESTROYING, "only a file being destroyed can be gone")
         self.roomier = True
+        self._tight = False
         self._vanish(file)
 
     def disused(self, domain: Domain) -> list[ArenaFile]:

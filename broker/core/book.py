@@ -193,6 +193,12 @@ class Book:
         lease.step(slot, step)
         self.touch(lease, why)
 
+    def count_kept(self, lease: Lease, by_bytes: int) -> None:
+        """Note that a lease has slots more or fewer, which its session may have to park."""
+        session = self.sessions.live.get(lease.session)
+        if session is not None and lease.contents is Contents.KEEP:
+            session.kept_bytes += by_bytes
+
     def touch(self, lease: Lease, why: str) -> None:
         """Note that something about the lease has changed; its line is published when the event is settled."""
         self.touched[lease.lease] = why

@@ -205,6 +205,14 @@ class DestroyArenaFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OfferArenaFile:
+    """Let a session's process have a file ahead of need."""
+
+    session: SessionId
+    file: ArenaFileId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PunchExtent:
     """Wipe what a dead client left, before anybody else gets the place."""
 
@@ -268,6 +276,7 @@ Effect = (
     | DestroyFrame
     | CreateArenaFile
     | DestroyArenaFile
+    | OfferArenaFile
     | PunchExtent
     | Publish
 )

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from vrambroker.broker.core.arena import ArenaFile
 from vrambroker.broker.core.book import Book
-from vrambroker.broker.core.effects import CreateArenaFile, DestroyArenaFile
+from vrambroker.broker.core.effects import CreateArenaFile, DestroyArenaFile, OfferArenaFile
+from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import ArenaFileId, Domain
 from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.session import Session
 
 
 def _make_room(book: Book, domain: Domain, need: Mapping[int, int]) -> bool:
@@ -26,6 +28,35 @@ def _make_room(book: Book, domain: Domain, need: Mapping[int, int]) -> bool:
         book.arena.add_file(ArenaFileId(book.draw_id()), domain, size_bytes)
     begin_planned(book)
     return True
+
+
+def prepare(book: Book, lease: Lease) -> None:
+    """Have as much of the arena made as the session that has grown may have to park: populating it takes longer than
+    the copies do. Nothing of others is given up for that, and their room is not counted on.
+    """
+    if not book.limits.arena_ahead or lease.contents is not Contents.KEEP:
+        return
+    session = book.sessions.live[lease.session]
+    for size_bytes in book.arena.files_ahead(lease.domain, session.kept_bytes):
+        book.arena.add_file(ArenaFileId(book.draw_id()), lease.domain, size_bytes)
+    begin_planned(book)
+    for file in book.arena.ready(lease.domain):
+        if file.file not in session.offered:
+            _offer(book, session, file)
+
+
+def offer(book: Book, file: ArenaFile) -> None:
+    """Let those have a new file who may have to park something: mapping and registering it takes them time, too."""
+    if not book.limits.arena_ahead:
+        return
+    for session in book.sessions.live.values():
+        if session.kept_bytes and session.peer.domain == file.domain:
+            _offer(book, session, file)
+
+
+def _offer(book: Book, session: Session, file: ArenaFile) -> None:
+    session.offered[file.file] = None
+    book.emit(OfferArenaFile(session=session.session, file=file.file))
 
 
 def place(book: Book, domain: Domain, leases: Iterable[Lease]) -> list[Lease] | None:
@@ -70,6 +101,8 @@ def _give_up(book: Book, file: ArenaFile) -> None:
 
 def destroy(book: Book, file: ArenaFile) -> None:
     """Have every client let go of a file, and then the file destroyed."""
+    for session in book.sessions.live.values():
+        session.offered.pop(file.file, None)
     book.emit(DestroyArenaFile(file=file.file))
 
 

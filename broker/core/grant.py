@@ -4,7 +4,7 @@ again.
 For now a ticket is granted only when everything it needs is in hand; `progress` is the one place that decides this.
 """
 
-from vrambroker.broker.core import hold, recall
+from vrambroker.broker.core import files, hold, recall
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import (
     GrantedSlot,
@@ -80,6 +80,7 @@ def send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
             slot = Slot(slot=SlotId(book.draw_id()), size_bytes=size)
             lease.add(slot)
             slots.append(slot)
+            book.count_kept(lease, slot.size_bytes)
     ticket.stage, ticket.moved_at = Stage.GRANTED, book.now
     _send(book, ticket, lease, slots)
 
@@ -136,6 +137,7 @@ def _complete(book: Book, ticket: Ticket) -> None:
     match ticket.demand:
         case Growth(lease=number):
             book.leases[number].opened = True
+            files.prepare(book, book.leases[number])
             outcome = Leased(lease=number, claim=0)
             hold.close(book, ticket)
         case Comeback(leases=leases):

@@ -26,6 +26,7 @@ def check(book: Book) -> None:
     tickets_and_leases_agree(book)
     queue_is_what_waits(book)
     calls_wait_for_something(book)
+    kept_bytes_are_counted(book)
 
 
 def _hold(claim: bool, name: str, what: object) -> None:
@@ -44,6 +45,13 @@ def capacity_is_conserved(book: Book) -> None:
     _hold(ledger.unframed_bytes >= 0, name, f"more than the capacity is given out: {ledger.unframed_bytes}")
     total = ledger.lent_bytes + ledger.held_bytes + ledger.free_bytes
     _hold(total == ledger.capacity_bytes, name, f"they come to {total}")
+
+
+def kept_bytes_are_counted(book: Book) -> None:
+    for session in book.sessions.live.values():
+        leases = (book.leases[number] for number in session.leases)
+        kept = sum(lease.total_bytes for lease in leases if lease.contents is Contents.KEEP)
+        _hold(kept == session.kept_bytes, "what a session may have to park is counted", f"{session.name}: {kept}")
 
 
 def each_frame_has_one_owner(book: Book) -> None:

@@ -230,6 +230,7 @@ def detach_slot(book: Book, lease: Lease, slot: Slot, *, wipe: bool) -> None:
     extent = lease.displace(slot)
     book.step(lease, slot, Step.RETURN, "returned")
     lease.remove(slot)
+    book.count_kept(lease, -slot.size_bytes)
     if extent is None:
         return
     if wipe and book.arena.begin_punching(extent):

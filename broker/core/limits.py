@@ -11,6 +11,7 @@ NS_PER_S = 1_000_000_000
 class Limits:
     """Sizes in bytes. `frame_sizes_bytes` ascends, each divides the next, and the smallest divides the capacity.
 
+    `arena_ahead`: files are made, and offered to a session's process, for what it may have to park, before it does.
     `replays_max`: how often a request may be sent again while it is not answered.
     `claim_ns`: how long frames are kept for a claim until it is presented, and then until they have arrived.
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
@@ -21,6 +22,7 @@ class Limits:
     frame_sizes_bytes: tuple[int, ...]
     host_budget_bytes: int
     arena_file_bytes: int
+    arena_ahead: bool = False
     pool_bytes_max: int = 0
     sessions_max: int = 256
     leases_per_session_max: int = 4096

@@ -58,6 +58,7 @@ def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
     """Let the recalls go on that waited for the file; or destroy it, if nobody wants it any more."""
     file = book.arena.made(event.file)
     if file.state is FileState.READY:
+        files.offer(book, file)
         recall.file_ready(book, file)
     else:
         files.destroy(book, file)

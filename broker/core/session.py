@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from vrambroker.broker.core.errors import InvalidArgument, NotOwner, QuotaExceeded, UnknownSession, invariant
 from vrambroker.broker.core.events import Contents, Peer
-from vrambroker.broker.core.ids import CallId, ConnectionId, Domain, FrameId, LeaseId, SessionId, TicketId
+from vrambroker.broker.core.ids import ArenaFileId, CallId, ConnectionId, Domain, FrameId, LeaseId, SessionId, TicketId
 from vrambroker.broker.core.limits import Limits
 
 _Key = TypeVar("_Key")
@@ -37,13 +37,17 @@ def printable(text: str) -> str:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:
-    """`waits`: calls about this session that are not answered yet, whoever made them."""
+    """`waits`: calls about this session that are not answered yet, whoever made them. `kept_bytes`: all slots whose
+    contents must be kept.
+    """
 
     session: SessionId
     name: str
     peer: Peer
     token: bytes
     connection: ConnectionId | None
+    kept_bytes: int = 0
+    offered: dict[ArenaFileId, None] = field(default_factory=dict[ArenaFileId, None])
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     by_tag: dict[str, dict[Contents, LeaseId]] = field(default_factory=dict[str, dict[Contents, LeaseId]])
     tickets: dict[TicketId, None] = field(default_factory=dict[TicketId, None])

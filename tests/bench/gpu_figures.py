@@ -10,6 +10,7 @@ SUBJECT is who manages the memory: `broker` (the daemon that VRAMBROKER_RUN_DIR 
 
 import importlib
 import json
+import os
 import statistics
 import sys
 import threading
@@ -114,6 +115,7 @@ def _check(tensors: list[torch.Tensor]) -> None:
 def kept16(subject: Subject) -> dict[str, float]:
     """16 GiB whose contents are kept: the first pause with release and resume, and the median of later ones."""
     tensors = _tensors(subject, KEPT, KEPT_BYTES, keep=True)
+    _kept_alive.append(tensors)
     time.sleep(4.0)  # as long as an engine needs to load its weights, and less
     firsts = (seconds(lambda: subject.pause("tag", release=True)), seconds(lambda: subject.resume("tag")))
     _check(tensors)
@@ -149,6 +151,7 @@ def bare16(_: Subject) -> dict[str, float]:
 def dropped16(subject: Subject) -> dict[str, float]:
     """Return 16 GiB that are dropped, paused with release and resumed."""
     tensors = _tensors(subject, DROPPED, DROPPED_BYTES, keep=False)
+    _kept_alive.append(tensors)
 
     def cycle() -> None:
         subject.pause("tag", release=True)
@@ -194,6 +197,8 @@ def alloc(subject: Subject) -> dict[str, float]:
         return found
 
     torch.empty(1, device="cuda")
+    if isinstance(subject, TorchMemorySaver):
+        return _alloc_once(subject)
     large, small = times(200, 20 * MIB), times(2000, MIB)
     return {
         "torch_alloc_20mib_first": large[0],
@@ -201,6 +206,24 @@ def alloc(subject: Subject) -> dict[str, float]:
         "torch_alloc_1mib_first": small[0],
         "torch_alloc_1mib": statistics.median(small[1:]),
     }
+
+
+def _alloc_once(subject: Subject) -> dict[str, float]:
+    """Return the first times alone: the incumbent ends the process when memory is freed outside of a region."""
+    found: dict[str, float] = {}
+    for name, count, size_bytes in (("20mib", 200, 20 * MIB), ("1mib", 2000, MIB)):
+        held: list[torch.Tensor] = []
+
+        def work(held: list[torch.Tensor] = held, count: int = count, size_bytes: int = size_bytes) -> None:
+            with subject.region("tag", keep=False):
+                held.extend(torch.empty(size_bytes, dtype=torch.uint8, device="cuda") for _ in range(count))
+
+        found[f"torch_alloc_{name}"] = found[f"torch_alloc_{name}_first"] = seconds(work)
+        _kept_alive.append(held)
+    return found
+
+
+_kept_alive: list[list[torch.Tensor]] = []
 
 
 def launch(subject: Subject) -> dict[str, float]:
@@ -277,7 +300,10 @@ def main() -> None:
     kinds: dict[str, Callable[[], Subject]] = {"broker": Broker, "tms": TorchMemorySaver, "plain": Plain}
     # Attaching is what is measured there.
     subject = kinds["plain" if what == "attach" else who]()
-    print(json.dumps(FIGURES[what](subject)))
+    print(json.dumps(FIGURES[what](subject)), flush=True)
+    if who == "tms":
+        # What it frees at the end it takes for a mistake, and ends the process with 1.
+        os._exit(0)
 
 
 if __name__ == "__main__":

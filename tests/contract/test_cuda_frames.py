@@ -229,15 +229,15 @@ def test_frames_made_ahead_go_back_before_the_device_is_called_full() -> None:
         heard = Heard()
         bench = CudaFramesBench(heard.deliver, ahead_frames=2)
         small, large = bench.frames.sizes_bytes()
-        await _created(bench, heard, 1, 2, 3, 4, size=1)
-        assert 4 * large == DEVICE_BYTES
-        bench.frames.create(FrameId(5), small)
+        whole = DEVICE_BYTES // large
+        await _created(bench, heard, *range(1, whole + 1), size=1)
+        bench.frames.create(FrameId(whole + 1), small)
         assert await heard.next() == FrameCreateFailed(
-            frame=FrameId(5), driver_call="cuMemCreate", driver_result="CUDA_ERROR_OUT_OF_MEMORY"
+            frame=FrameId(whole + 1), driver_call="cuMemCreate", driver_result="CUDA_ERROR_OUT_OF_MEMORY"
         )
         bench.frames.destroy(FrameId(1))
         assert await heard.next() == FrameDestroyed(frame=FrameId(1))
-        await _created(bench, heard, 6, size=1)
+        await _created(bench, heard, whole + 2, size=1)
         bench.frames.close()
 
     run(test())
@@ -257,9 +257,9 @@ def test_closing_with_creations_under_way_leaves_no_fd() -> None:
 
 
 def test_sizes_fit_the_device() -> None:
-    assert frame_sizes_bytes(80 * GIB, 2 * MIB) == (32 * MIB, GIB)
-    assert frame_sizes_bytes(8 * GIB, 2 * MIB) == (8 * MIB, 256 * MIB)
-    assert frame_sizes_bytes(80 * GIB, 64 * MIB) == (64 * MIB, GIB)
+    assert frame_sizes_bytes(80 * GIB, 2 * MIB) == (32 * MIB, 256 * MIB)
+    assert frame_sizes_bytes(8 * GIB, 2 * MIB) == (8 * MIB, 64 * MIB)
+    assert frame_sizes_bytes(80 * GIB, 64 * MIB) == (64 * MIB, 256 * MIB)
     assert frame_sizes_bytes(80 * GIB, 2 * GIB) == (2 * GIB,)
 
 

@@ -152,6 +152,24 @@ def test_a_file_is_sent_again_over_a_new_connection_unless_it_was_taken() -> Non
     _with_bench(test)
 
 
+def test_a_file_that_was_offered_is_not_sent_again_and_is_let_go_of() -> None:
+    async def test(bench: Bench) -> None:
+        link, peer = bench.connect(1)
+        for _ in range(2):
+            bench.workers.offer_arena(SessionId(1), FILE)
+        bench.workers.offer_arena(SessionId(2), FILE)
+        link.taken(1)
+        bench.recall(1)
+        bench.workers.forget_arena(FILE)
+        bench.workers.offer_arena(SessionId(1), FILE)
+        assert _kinds(peer) == ["ArenaFile", "Recall", "ArenaGone"]
+        assert bench.arena.destroyed == []
+        link.taken(2)
+        assert bench.arena.destroyed == [FILE]
+
+    _with_bench(test)
+
+
 def test_a_file_that_nobody_has_is_destroyed_at_once() -> None:
     async def test(bench: Bench) -> None:
         bench.connect(1)

@@ -256,7 +256,7 @@ def test_a_graph_replays_after_its_memory_was_lent_to_somebody_else(memory: Memo
     graph = torch.cuda.CUDAGraph()
     warm = torch.cuda.Stream()
     with torch.cuda.stream(warm):
-        torch.tanh(static @ weight) @ weight
+        _ = torch.tanh(static @ weight) @ weight
     torch.cuda.current_stream().wait_stream(warm)
     with torch.cuda.graph(graph, pool=pool):
         out = torch.tanh(static @ weight) @ weight

@@ -50,6 +50,7 @@ Order = (
     | ef.SendPauseCancelled
     | ef.SendLeaseState
     | ef.SendDraining
+    | ef.OfferArenaFile
 )
 
 
@@ -84,6 +85,8 @@ class SimClient:
         match order:
             case LetGo(file=file):
                 self._machine.files[file].mappers.discard(self.peer.pid)
+            case ef.OfferArenaFile(file=file):
+                self._machine.map_file(file, self.peer.pid, self.peer.domain)
             case ef.SendGrant():
                 self._map(order)
             case ef.SendRecall():

@@ -96,6 +96,13 @@ class Machine:
         used = sum(one.size_bytes for one in self.files.values())
         require(used <= self.budget_bytes, f"{used} bytes of arena on a budget of {self.budget_bytes}")
 
+    def map_file(self, number: ArenaFileId, pid: int, domain: Domain) -> None:
+        """Map a file ahead of need; one that is about to go is not sent any more."""
+        file = self.files[number]
+        require(file.domain == domain, f"file {number} is offered across domains")
+        if not file.dying:
+            file.mappers.add(pid)
+
     def close_dying_files(self) -> list[ArenaFileId]:
         """Close the files that are to go and that nobody maps any more; returns them."""
         closed = [one for one, file in self.files.items() if file.dying and not file.closed and not file.mappers]

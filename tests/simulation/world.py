@@ -60,6 +60,7 @@ def draw_limits(chance: Random) -> Limits:
         tags_per_call_max=4,
         requests_remembered_max=chance.choice((1, 4, 16, 10_000)),
         claim_ns=chance.choice((300, 20_000)),
+        arena_ahead=chance.random() < 0.5,
         patience_ns=chance.choice((0, 2_000)),
     )
 
@@ -201,6 +202,7 @@ class World:
                 | ef.SendPauseCancelled()
                 | ef.SendLeaseState()
                 | ef.SendDraining()
+                | ef.OfferArenaFile()
             ):
                 self._send(effect)
             case ef.CloseConnection(connection=connection):
@@ -219,7 +221,8 @@ class World:
         | ef.SendPauseOrder
         | ef.SendPauseCancelled
         | ef.SendLeaseState
-        | ef.SendDraining,
+        | ef.SendDraining
+        | ef.OfferArenaFile,
     ) -> None:
         client = self.by_session.get(order.session)
         if client is not None and client.connection is not None:

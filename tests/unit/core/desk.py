@@ -36,6 +36,7 @@ def limits(
     remembered: int = 64,
     claim: int = 500,
     patience: int = 0,
+    ahead: bool = False,
 ) -> Limits:
     """Return limits in units of one MiB and one nanosecond."""
     return Limits(
@@ -52,6 +53,7 @@ def limits(
         requests_remembered_max=remembered,
         claim_ns=claim,
         patience_ns=patience,
+        arena_ahead=ahead,
     )
 
 
@@ -103,6 +105,8 @@ class Desk:
                 self.pending.append(("file", ev.ArenaFileReady(file=file)))
             case ef.DestroyArenaFile(file=file):
                 self.pending.append(("file_gone", ev.ArenaFileDestroyed(file=file)))
+            case ef.OfferArenaFile():
+                pass
             case ef.PunchExtent(extent=extent):
                 punched = ev.ExtentPunched(file=extent.file, offset_bytes=extent.offset_bytes)
                 self.pending.append(("punch", punched))

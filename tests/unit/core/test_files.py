@@ -123,3 +123,66 @@ def test_a_file_that_fails_makes_room_for_a_planned_one() -> None:
     assert files(desk) == [(ONE, FileState.CREATING)]
     desk.let_go("file")
     assert isinstance(desk.answers[desk.last_call], ef.Paused)
+
+
+def ahead(*, budget: int = 64) -> tuple[Desk, SessionId]:
+    desk = Desk(limits(capacity=32, budget=budget, file=8, ahead=True))
+    return desk, desk.attach(peer(1, domain=ONE))
+
+
+def offered(desk: Desk, session: SessionId) -> int:
+    return len([offer for offer in desk.sent(ef.OfferArenaFile) if offer.session == session])
+
+
+def test_files_are_made_and_offered_before_what_is_kept_must_be_parked() -> None:
+    desk, session = ahead()
+    desk.lease(session, "w", 8)
+    assert files(desk) == [(ONE, FileState.READY)]
+    assert offered(desk, session) == 1
+    desk.lease(session, "x", 3)
+    assert offered(desk, session) == len(files(desk)) == 2
+    desk.lease(session, "w", 1)
+    desk.lease(session, "d", 16, ev.Contents.DROP)
+    assert isinstance(desk.pause(session, "w", "x", release=True), ef.Paused)
+    assert len(desk.sent(ef.CreateArenaFile)) == 2, "neither the pause nor what is dropped has taken more"
+    desk.resume(session, "w", "x")
+    desk.lease(session, "w", 4)
+    assert len(desk.sent(ef.CreateArenaFile)) == 2, "12 are kept, and there is room for 16"
+
+
+def test_files_ahead_are_as_large_as_the_largest_session_may_need() -> None:
+    desk, one = ahead()
+    two, stranger = desk.attach(peer(2, domain=ONE)), desk.attach(peer(3, domain=TWO))
+    desk.lease(one, "w", 8)
+    desk.lease(two, "w", 8)
+    assert files(desk) == [(ONE, FileState.READY)]
+    assert (offered(desk, one), offered(desk, two), offered(desk, stranger)) == (1, 1, 0)
+    desk.lease(two, "w", 1)
+    assert files(desk) == [(ONE, FileState.READY)] * 2
+    assert (offered(desk, one), offered(desk, two), offered(desk, stranger)) == (2, 2, 0)
+    desk.lease(stranger, "w", 1)
+    assert files(desk)[2:] == [(TWO, FileState.READY)]
+    assert (offered(desk, one), offered(desk, two), offered(desk, stranger)) == (2, 2, 1)
+
+
+def test_files_ahead_take_nothing_from_anybody() -> None:
+    desk, one = ahead(budget=12)
+    two = desk.attach(peer(2, domain=TWO))
+    desk.lease(one, "w", 8)
+    desk.lease(two, "w", 8)
+    assert files(desk) == [(ONE, FileState.READY)], "4 are left, and a file has 8"
+    assert isinstance(desk.pause(two, "w", release=True), ef.Paused)
+    assert (ONE, FileState.READY) not in files(desk), "a pause may: the other's file is empty"
+
+
+def test_a_file_ahead_that_could_not_be_made_is_not_tried_again_and_again() -> None:
+    desk, session = ahead()
+    desk.held_back.add("file")
+    desk.lease(session, "w", 8)
+    fail(desk)
+    assert files(desk) == []
+    desk.lease(session, "w", 8)
+    assert len(desk.sent(ef.CreateArenaFile)) == 1
+    desk.held_back.clear()
+    assert isinstance(desk.pause(session, "w"), ef.Paused), "what is needed is tried all the same"
+    assert len(desk.sent(ef.CreateArenaFile)) == 3

@@ -159,7 +159,7 @@ CHANGES = [
             claimed=True,
             deadline=NOW,
         ),
-        {"session": 2, "tag": "u", "contents": Contents.DROP, "size_bytes": 2, "claimed": False},
+        {"session": 2, "tag": "u", "contents": Contents.DROP, "size_bytes": 2, "spare_bytes": 1, "claimed": False},
     ),
     (Claim(call=ONE, session=SessionId(1), claim=1), {"session": 2, "claim": 2}),
     (
