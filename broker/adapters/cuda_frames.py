@@ -334,11 +334,11 @@ def _is_fall(fall_bytes: int, size_bytes: int) -> bool:
 def frame_sizes_bytes(device_bytes: int, granularity_bytes: int) -> tuple[int, ...]:
     """Return the frame sizes for a device: large ones, since each frame costs calls and decisions, and small ones.
 
-    Larger than these win little: 16 GiB as 256 MiB frames are mapped in 5 ms, as 1 GiB in 2 (FACTS: the driver), and a
-    lease keeps what it does not use of its last frame. Powers of two, as the granularity is, so each divides the next.
+    A lease keeps what it does not use of its last frame, so the largest are for demands and leases that are large
+    themselves. Powers of two, as the granularity is, so each divides the next.
     """
-    small, large = (32 * MIB, 256 * MIB) if device_bytes >= 16 * GIB else (8 * MIB, 64 * MIB)
-    return tuple(sorted({max(small, granularity_bytes), max(large, granularity_bytes)}))
+    sizes = (32 * MIB, 256 * MIB, GIB) if device_bytes >= 16 * GIB else (8 * MIB, 64 * MIB, 256 * MIB)
+    return tuple(sorted({max(size, granularity_bytes) for size in sizes}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

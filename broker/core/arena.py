@@ -184,10 +184,15 @@ class Arena:
         """
         short_bytes, spare_bytes = wanted_bytes - self._staying_bytes(domain), self._spare_bytes
         ahead: list[int] = []
-        while short_bytes > 0 and self._file_bytes <= spare_bytes and not self._tight:
-            ahead.append(self._file_bytes)
-            short_bytes -= self._file_bytes
-            spare_bytes -= self._file_bytes
+        while short_bytes > 0 and not self._tight:
+            # A small lease does not take as much of the host as a large one.
+            size_bytes = next((size for size in self._sizes if size >= short_bytes), self._file_bytes)
+            size_bytes = min(size_bytes, self._file_bytes)
+            if size_bytes > spare_bytes:
+                break
+            ahead.append(size_bytes)
+            short_bytes -= size_bytes
+            spare_bytes -= size_bytes
         return tuple(ahead)
 
     def _staying_bytes(self, domain: Domain) -> int:

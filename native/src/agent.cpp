@@ -22,6 +22,8 @@ constexpr milliseconds RETRY_LAST{500};
 constexpr milliseconds RETRY_LIMIT{5000};
 constexpr milliseconds GREETING_LIMIT{1000};
 constexpr milliseconds REGISTRATION_GAP{2};  // registrations in a row stall the process's launches
+// One takes some milliseconds, and frames that come meanwhile would wait for it: so it is for when nothing comes.
+constexpr milliseconds REGISTRATION_QUIET{20};
 constexpr int PACKETS_PER_TURN = 64;         // so that copies that end are not kept waiting by a busy socket
 
 }  // namespace
@@ -149,11 +151,12 @@ Agent::Outcome Agent::read_packets() {
 
 Agent::Outcome Agent::obey(FromDaemon &record, std::vector<Fd> fds) {
   bool sound = true;
+  if (register_at_) register_at_ = std::max(*register_at_, Clock::now() + REGISTRATION_QUIET);
   if (const auto *grant = std::get_if<record::Grant>(&record)) {
     sound = mover_.grant(*grant, std::move(fds));
   } else if (const auto *arena = std::get_if<record::Arena>(&record)) {
     sound = mover_.add_arena(*arena, std::move(fds));
-    register_at_ = Clock::now();
+    register_at_ = Clock::now() + REGISTRATION_QUIET;
   } else if (!fds.empty()) {
     sound = false;
   } else if (const auto *gone = std::get_if<record::ArenaGone>(&record)) {

@@ -228,16 +228,16 @@ def test_frames_made_ahead_go_back_before_the_device_is_called_full() -> None:
     async def test() -> None:
         heard = Heard()
         bench = CudaFramesBench(heard.deliver, ahead_frames=2)
-        small, large = bench.frames.sizes_bytes()
+        small, *_, large = bench.frames.sizes_bytes()
         whole = DEVICE_BYTES // large
-        await _created(bench, heard, *range(1, whole + 1), size=1)
+        await _created(bench, heard, *range(1, whole + 1), size=-1)
         bench.frames.create(FrameId(whole + 1), small)
         assert await heard.next() == FrameCreateFailed(
             frame=FrameId(whole + 1), driver_call="cuMemCreate", driver_result="CUDA_ERROR_OUT_OF_MEMORY"
         )
         bench.frames.destroy(FrameId(1))
         assert await heard.next() == FrameDestroyed(frame=FrameId(1))
-        await _created(bench, heard, whole + 2, size=1)
+        await _created(bench, heard, whole + 2, size=-1)
         bench.frames.close()
 
     run(test())
@@ -257,9 +257,9 @@ def test_closing_with_creations_under_way_leaves_no_fd() -> None:
 
 
 def test_sizes_fit_the_device() -> None:
-    assert frame_sizes_bytes(80 * GIB, 2 * MIB) == (32 * MIB, 256 * MIB)
-    assert frame_sizes_bytes(8 * GIB, 2 * MIB) == (8 * MIB, 64 * MIB)
-    assert frame_sizes_bytes(80 * GIB, 64 * MIB) == (64 * MIB, 256 * MIB)
+    assert frame_sizes_bytes(80 * GIB, 2 * MIB) == (32 * MIB, 256 * MIB, GIB)
+    assert frame_sizes_bytes(8 * GIB, 2 * MIB) == (8 * MIB, 64 * MIB, 256 * MIB)
+    assert frame_sizes_bytes(80 * GIB, 64 * MIB) == (64 * MIB, 256 * MIB, GIB)
     assert frame_sizes_bytes(80 * GIB, 2 * GIB) == (2 * GIB,)
 
 

@@ -125,8 +125,8 @@ def test_a_file_that_fails_makes_room_for_a_planned_one() -> None:
     assert isinstance(desk.answers[desk.last_call], ef.Paused)
 
 
-def ahead(*, budget: int = 64) -> tuple[Desk, SessionId]:
-    desk = Desk(limits(capacity=32, budget=budget, file=8, ahead=True))
+def ahead(*, budget: int = 64, sizes: tuple[int, ...] = (1, 8)) -> tuple[Desk, SessionId]:
+    desk = Desk(limits(capacity=32, budget=budget, file=8, sizes=sizes, ahead=True))
     return desk, desk.attach(peer(1, domain=ONE))
 
 
@@ -186,3 +186,11 @@ def test_a_file_ahead_that_could_not_be_made_is_not_tried_again_and_again() -> N
     desk.held_back.clear()
     assert isinstance(desk.pause(session, "w"), ef.Paused), "what is needed is tried all the same"
     assert len(desk.sent(ef.CreateArenaFile)) == 3
+
+
+def test_a_file_ahead_is_no_larger_than_it_must_be() -> None:
+    desk, session = ahead(sizes=(1, 2, 8))
+    desk.lease(session, "w", 1)
+    desk.lease(session, "w", 2)
+    desk.lease(session, "w", 8)
+    assert [file.size_bytes // MIB for file in desk.sent(ef.CreateArenaFile)] == [1, 2, 8]
