@@ -34,7 +34,7 @@ class Session:
     session: SessionId
     name: str
     peer: Peer
-    token: bytes
+    token: bytes = field(repr=False)
     connection: ConnectionId | None
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     by_tag: dict[str, dict[Contents, LeaseId]] = field(default_factory=dict[str, dict[Contents, LeaseId]])
