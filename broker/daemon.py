@@ -20,8 +20,10 @@ from vrambroker.broker.adapters.calls import Calls
 from vrambroker.broker.adapters.clock import MonotonicClock
 from vrambroker.broker.adapters.device_lock import DeviceLock
 from vrambroker.broker.adapters.dump import write_dump
+from vrambroker.broker.adapters.fd_reserve import FdReserve
 from vrambroker.broker.adapters.handles import Greeting, HandleServer
 from vrambroker.broker.adapters.history import History
+from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.messages import Here, status_of
 from vrambroker.broker.adapters.notify import notify
 from vrambroker.broker.adapters.roster import Roster
@@ -59,7 +61,7 @@ def serve(config: Config) -> None:
         stack.callback(lock.close)
         folder = DeviceFolder(config.run_dir, config.device)
         stack.callback(folder.remove)
-        bug = uvloop.run(_Daemon(config, folder).run())
+        bug = uvloop.run(_Daemon(config, folder, lock).run())
     if bug is not None:
         raise SystemExit(1)
 
@@ -85,9 +87,11 @@ class _Parts:
 
 
 class _Daemon:
-    def __init__(self, config: Config, folder: DeviceFolder) -> None:
+    def __init__(self, config: Config, folder: DeviceFolder, lock: DeviceLock) -> None:
         self._config = config
         self._folder = folder
+        self._lock = lock
+        self._reserve = FdReserve()
         self._version = VERSION
         self._stop = asyncio.Event()
         self._bug: Bug | None = None
@@ -99,6 +103,7 @@ class _Daemon:
         loop.set_exception_handler(lambda _, context: self._unexpected(parts.runtime, context))
         for number in SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_reader(self._lock.fileno(), self._answer_lock)
         try:
             await parts.rpc.start(self._folder.rpc, self._folder.admit)
             log.info("serving %s in %s", self._config.device, self._folder.path)
@@ -125,7 +130,7 @@ class _Daemon:
         arena = HostArena(deliver=runtime.deliver)
         workers = Workers(frames=frames, arena=arena)
         roster = Roster(submit=runtime.submit, on_gone=workers.gone)
-        calls, history = Calls(), History()
+        calls, history, journal = Calls(), History(), Journal(clock.now)
         here = Here(device=config.device, version=self._version, pid=os.getpid())
 
         def status() -> v1.Status:
@@ -142,6 +147,8 @@ class _Daemon:
         )
         handles = HandleServer(
             listener=self._folder.listen(),
+            reserve=self._reserve,
+            journal=journal,
             greeting=Greeting(
                 device=config.device,
                 version=self._version,
@@ -155,7 +162,7 @@ class _Daemon:
             submit=runtime.submit,
             now=clock.now,
         )
-        runtime.start(World(frames=frames, arena=arena, peers=workers, answers=calls, observers=(history,)))
+        runtime.start(World(frames=frames, arena=arena, peers=workers, answers=calls, observers=(history, journal)))
         return _Parts(
             rpc=RpcServer(rpc),
             handles=handles,
@@ -185,10 +192,21 @@ class _Daemon:
         parts.roster.close()
         parts.frames.close()
         parts.arena.close()
+        asyncio.get_running_loop().remove_reader(self._lock.fileno())
+        self._reserve.close()
         for number in SIGNALS:
             # A second signal must not cut the last steps short: the loop would set the default handlers again.
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
+
+    def _answer_lock(self) -> None:
+        try:
+            with self._reserve.lent():
+                self._lock.answer()
+        except OSError as error:
+            # Who asks from now on may find the line full, and won't be told our pid.
+            log.warning("can't answer who asks for the device's lock: %s", error.strerror)
+            asyncio.get_running_loop().remove_reader(self._lock.fileno())
 
     def _ended_by(self, runtime: Runtime, bug: Bug) -> None:
         """Write down what is known, and end."""
@@ -196,7 +214,8 @@ class _Daemon:
         self._stop.set()
         log.critical("a bug ends the daemon, while handling %r", bug.event, exc_info=bug.error)
         try:
-            path = write_dump(self._folder.path, event=bug.event, error=bug.error, snapshot=_last_words(runtime))
+            with self._reserve.lent():
+                path = write_dump(self._folder.path, event=bug.event, error=bug.error, snapshot=_last_words(runtime))
         except OSError as error:
             log.critical("what it knew can't be written down: %s", error)
         else:

@@ -50,7 +50,9 @@ class Frames(Protocol):
         ...
 
     def destroy(self, frame: FrameId) -> None:
-        """Close a frame that nobody maps; delivers `FrameDestroyed` when its memory has gone back."""
+        """Close a frame that was given back; delivers `FrameDestroyed` when its memory has gone back, and not before,
+        whatever whoever gave it back has said.
+        """
         ...
 
     def fence(self, session: SessionId, frames: tuple[FrameId, ...]) -> None:

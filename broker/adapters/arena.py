@@ -90,10 +90,10 @@ class HostArena:
 
     def _make(self, fd: int, size_bytes: int) -> str | None:
         """Populate a new file; returns why that can't be done. On the job thread."""
-        available_bytes = self._available_bytes()
-        if available_bytes < size_bytes + RESERVE_BYTES:
-            return f"{size_bytes} bytes wanted, {available_bytes} left under the memory limit"
         try:
+            available_bytes = self._available_bytes()
+            if available_bytes < size_bytes + RESERVE_BYTES:
+                return f"{size_bytes} bytes wanted, {available_bytes} left under the memory limit"
             self._populate(fd, 0, size_bytes)
         except OSError as error:
             return f"populate: {error.strerror}"

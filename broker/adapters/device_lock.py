@@ -2,38 +2,46 @@
 
 The kernel frees an abstract name when its last holder ends, however it ends, so there is nothing stale to clean up,
 and it tells whoever connects who the holder is (`SO_PEERCRED` of a listening socket are the credentials of `listen`).
-Abstract names are those of one network namespace; `run_dir.py` also looks at the sockets in the directory itself.
+Abstract names are those of one network namespace, and anybody in it can take one, daemon or not, so a holder of another
+uid is named as what it is. `run_dir.py` also looks at the sockets in the directory itself.
 """
 
 import errno
+import os
 import socket
-import struct
 from dataclasses import dataclass
 
+from vrambroker.broker.adapters.identity import credentials_of
 from vrambroker.broker.core.errors import BrokerError
 
-CREDENTIALS = struct.Struct("iII")
+BACKLOG = 64
 
 
 @dataclass(kw_only=True, eq=False)
 class DeviceBusy(BrokerError):
-    """Another daemon serves this device; `pid` is its process, or 0 if that can't be told. Never crosses the wire."""
+    """The device is taken; `pid` is who has it, or 0 if that can't be told. Never crosses the wire."""
 
     device: str
     pid: int
 
 
-def device_busy(device: str, pid: int) -> DeviceBusy:
-    """Return the error with its line for a person."""
-    holder = f"process {pid}" if pid else "another daemon"
-    return DeviceBusy(message=f"device {device} is served by {holder} already", device=device, pid=pid)
+def device_busy(device: str, holder: tuple[int, int] | None) -> DeviceBusy:
+    """Return the error with its line for a person; `holder` is a pid and its uid, if they can be told."""
+    if holder is None:
+        return DeviceBusy(
+            message=f"device {device} is taken by a process that does not say who it is", device=device, pid=0
+        )
+    pid, uid = holder
+    if uid in (0, os.geteuid()):
+        return DeviceBusy(message=f"device {device} is served by process {pid} already", device=device, pid=pid)
+    message = f"device {device} is taken by process {pid} of uid {uid}, which may be its daemon or not"
+    return DeviceBusy(message=message, device=device, pid=pid)
 
 
-def holder_of(peer: socket.socket) -> int:
-    """Return the pid of the process at the other end of a unix socket."""
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    pid, _, _ = CREDENTIALS.unpack(raw)
-    return int(pid)
+def holder_of(peer: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of the process that listens at the other end of a unix socket."""
+    pid, uid, _ = credentials_of(peer)
+    return pid, uid
 
 
 class DeviceLock:
@@ -49,18 +57,34 @@ class DeviceLock:
             if error.errno != errno.EADDRINUSE:
                 raise
             raise device_busy(device, _ask(name)) from error
-        self._socket.listen(1)
+        self._socket.listen(BACKLOG)
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """Return the socket, which is readable when somebody has asked who holds the lock."""
+        return self._socket.fileno()
+
+    def answer(self) -> None:
+        """Make room for others to ask: the kernel has answered already. Raises OSError when there is no fd for that."""
+        while True:
+            try:
+                asking, _ = self._socket.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            asking.close()
 
     def close(self) -> None:
         """Let another daemon have the device."""
         self._socket.close()
 
 
-def _ask(name: str) -> int:
+def _ask(name: str) -> tuple[int, int] | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as other:
         other.setblocking(False)
         try:
             other.connect(name)
         except (ConnectionRefusedError, BlockingIOError):
-            return 0
+            return None
         return holder_of(other)

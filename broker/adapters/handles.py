@@ -4,7 +4,6 @@ What the core orders goes out through `workers.py`; a connection's own queue is 
 """
 
 import asyncio
-import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -13,7 +12,10 @@ from functools import partial
 
 from vrambroker.broker.adapters import records
 from vrambroker.broker.adapters.calls import Calls, Tell
-from vrambroker.broker.adapters.identity import identify
+from vrambroker.broker.adapters.doorway import HELLO_WITHIN_S, Doorway
+from vrambroker.broker.adapters.fd_reserve import FdReserve
+from vrambroker.broker.adapters.identity import Process
+from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.link import Link
 from vrambroker.broker.adapters.requests import (
     Report,
@@ -27,17 +29,17 @@ from vrambroker.broker.adapters.requests import (
 from vrambroker.broker.adapters.roster import Roster
 from vrambroker.broker.adapters.workers import Workers
 from vrambroker.broker.core.effects import Attached, Outcome
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, PeerUnidentified, VersionMismatch
-from vrambroker.broker.core.events import Attach, Call, ConnectionLost, Peer, ProcessEnded, Reattach
+from vrambroker.broker.core.errors import (
+    BrokerError,
+    InvalidArgument,
+    PeerUnidentified,
+    UnknownSession,
+    VersionMismatch,
+)
+from vrambroker.broker.core.events import Attach, Call, ConnectionLost, Detach, Peer, Reattach
 from vrambroker.broker.core.ids import ConnectionId, Instant, RequestId, SessionId
 from vrambroker.broker.ports import Deliver
 
-log = logging.getLogger(__name__)
-
-HELLO_WITHIN_S = 5.0
-CONNECTIONS_MAX = 1_024
-ACCEPTED_PER_TURN = 64
-ACCEPT_AGAIN_S = 0.1
 NO_TOKEN = bytes(16)
 
 
@@ -58,6 +60,8 @@ class HandleServer:
         self,
         *,
         listener: socket.socket,
+        reserve: FdReserve,
+        journal: Journal,
         greeting: Greeting,
         may_connect: Callable[[Peer], bool],
         roster: Roster,
@@ -66,7 +70,7 @@ class HandleServer:
         submit: Deliver,
         now: Callable[[], Instant],
     ) -> None:
-        self._listener = listener
+        self._journal = journal
         self._greeting = greeting
         self._may_connect = may_connect
         self._roster = roster
@@ -79,49 +83,15 @@ class HandleServer:
         self._silent: dict[ConnectionId, asyncio.TimerHandle] = {}
         self._operators: dict[ConnectionId, bytes] = {}
         self._last_connection = 0
-        self._accept_again: asyncio.TimerHandle | None = None
-        listener.setblocking(False)
-        self._loop.add_reader(listener.fileno(), self._accept)
+        self._doorway = Doorway(listener=listener, reserve=reserve, admit=self._take_in)
 
     def close(self) -> None:
         """Close the listener and every connection."""
-        self._loop.remove_reader(self._listener.fileno())
-        if self._accept_again is not None:
-            self._accept_again.cancel()
-        self._listener.close()
+        self._doorway.close()
         for link in tuple(self._links.values()):
             link.close()
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPTED_PER_TURN):
-            try:
-                peer_socket, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                # Out of fds or memory: the backlog stays readable, so look again later rather than at once.
-                log.warning("can't accept: %s", error.strerror)
-                self._loop.remove_reader(self._listener.fileno())
-                self._accept_again = self._loop.call_later(ACCEPT_AGAIN_S, self._listen_again)
-                return
-            self._take_in(peer_socket)
-
-    def _listen_again(self) -> None:
-        self._accept_again = None
-        self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _take_in(self, peer_socket: socket.socket) -> None:
-        if len(self._links) >= CONNECTIONS_MAX:
-            peer_socket.close()
-            return
-        try:
-            process = identify(peer_socket)
-        except PeerUnidentified as error:
-            log.info("a connection is refused: %s", error)
-            peer_socket.close()
-            return
+    def _take_in(self, peer_socket: socket.socket, process: Process) -> None:
         self._last_connection += 1
         connection = ConnectionId(self._last_connection)
         link = Link(
@@ -144,16 +114,27 @@ class HandleServer:
             self._roster.operator_left(token)
         session = self._workers.unbind(link.connection)
         if session is not None:
-            self._submit(ConnectionLost(session=session, connection=link.connection))
+            self._lost(link, session)
+        self._doorway.left(link.process.peer)
+
+    def _lost(self, link: Link, session: SessionId) -> None:
+        """Report a session's lost connection; one whose token nobody has got can never be used again, so it ends."""
+        self._submit(ConnectionLost(session=session, connection=link.connection))
+        if self._roster.is_unheard(session):
+            waiter = Tell(on_reply=lambda _: self._roster.forget(session), on_refusal=lambda _: None)
+            request = RequestId(f"lost:{link.connection}")
+            call = Call(call=self._calls.open(waiter), actor=link.process.peer, request=request)
+            self._submit(Detach(call=call, session=session))
 
     def _received(self, link: Link, packet: bytes) -> None:
         try:
             record = records.decode(packet, 0, records.FROM_CLIENT)
         except records.BadRecord as error:
-            log.info("process %d is cut off: %s", link.process.peer.pid, error)
-            link.close()
+            self._cut_off(link, str(error))
             return
         session = self._workers.session_on(link.connection)
+        if session is not None:
+            self._roster.heard(session)
         match record:
             case records.Hello() if link.connection in self._silent:
                 self._silent.pop(link.connection).cancel()
@@ -172,8 +153,11 @@ class HandleServer:
             ) if session is not None:
                 self._asked(link, session, record)
             case _:
-                log.info("process %d is cut off: %s out of turn", link.process.peer.pid, type(record).__name__)
-                link.close()
+                self._cut_off(link, f"{type(record).__name__} out of turn")
+
+    def _cut_off(self, link: Link, why: str) -> None:
+        self._journal.note("cut off", f"process {link.process.peer.pid} is cut off: {why}")
+        link.close()
 
     def _greet(self, link: Link, hello: records.Hello) -> None:
         try:
@@ -203,6 +187,7 @@ class HandleServer:
             raise InvalidArgument(message=f"there is no role {hello.role}", argument="role")
 
     def _refuse_hello(self, link: Link, error: BrokerError) -> None:
+        self._journal.note("refused", f"process {link.process.peer.pid} is refused: {type(error).__name__}: {error}")
         link.send(packet_of_error(0, error))
         link.close()
 
@@ -213,40 +198,48 @@ class HandleServer:
         self._welcome(link, session=0, token=token, name=hello.name[:64])
 
     def _attach(self, link: Link, hello: records.Hello) -> None:
+        process = self._roster.enlist(link.process)
         # A connection asks once, so its number makes the request unique.
         request = RequestId(f"hello:{link.connection}")
-        call = self._call(link, request, partial(self._attached, link, request))
+        waiter = Tell(
+            on_reply=partial(self._attached, link, process, request),
+            on_refusal=partial(self._attach_refused, link, process),
+        )
+        call = Call(call=self._calls.open(waiter), actor=link.process.peer, request=request)
         self._submit(Attach(call=call, name=hello.name, token=secrets.token_bytes(16), connection=link.connection))
+
+    def _attach_refused(self, link: Link, process: Process, error: BrokerError) -> None:
+        process.close()
+        self._refuse_hello(link, error)
+
+    def _attached(self, link: Link, process: Process, request: RequestId, outcome: Outcome) -> None:
+        made = expect_attached(outcome)
+        try:
+            self._roster.attached(made, process, request, made.token)
+        except UnknownSession as error:
+            self._refuse_hello(link, error)
+            return
+        self._roster.await_word(made.session)
+        self._bind(link, made)
 
     def _reattach(self, link: Link, hello: records.Hello) -> None:
         member = self._roster.member_of(hello.token)
+        self._roster.heard(member.session)
+        waiter = Tell(
+            on_reply=lambda outcome: self._bind(link, expect_attached(outcome)),
+            on_refusal=partial(self._refuse_hello, link),
+        )
         request = RequestId(f"hello:{link.connection}")
-        call = self._call(link, request, partial(self._reattached, link))
+        call = Call(call=self._calls.open(waiter), actor=link.process.peer, request=request)
         self._submit(Reattach(call=call, session=member.session, connection=link.connection))
 
-    def _call(self, link: Link, request: RequestId, on_reply: Callable[[Outcome], None]) -> Call:
-        waiter = Tell(on_reply=on_reply, on_refusal=partial(self._refuse_hello, link))
-        return Call(call=self._calls.open(waiter), actor=link.process.peer, request=request)
-
-    def _attached(self, link: Link, request: RequestId, outcome: Outcome) -> None:
-        made = expect_attached(outcome)
-        if link.closed:
-            # Nobody has got the token, so nobody can ever use this session or come back to it.
-            self._submit(ProcessEnded(session=made.session))
-            return
-        self._roster.attached(made, link.process, request)
-        self._bind(link, made)
-
-    def _reattached(self, link: Link, outcome: Outcome) -> None:
-        known = expect_attached(outcome)
-        if link.closed:
-            self._submit(ConnectionLost(session=known.session, connection=link.connection))
-            return
-        self._bind(link, known)
-
     def _bind(self, link: Link, session: Attached) -> None:
+        """Welcome a worker, and have orders go its way, unless it has left and can't be told."""
         self._welcome(link, session=session.session, token=session.token, name=session.name)
-        self._workers.bind(session.session, link)
+        if link.closed:
+            self._lost(link, session.session)
+        else:
+            self._workers.bind(session.session, link)
 
     def _welcome(self, link: Link, *, session: int, token: bytes, name: str) -> None:
         welcome = records.Welcome(
@@ -282,7 +275,7 @@ class HandleServer:
     def _answer(self, link: Link, session: SessionId, request: Request, outcome: Outcome) -> None:
         link.send(packet_of_outcome(request.request, outcome))
         if isinstance(request, records.Bye):
-            self._roster.forget(session)
+            self._roster.departed(session)
 
 
 def expect_attached(outcome: Outcome) -> Attached:

@@ -8,7 +8,7 @@ so that happens on a thread.
 import asyncio
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vrambroker.broker.adapters.host_memory import seal_against_writing, sealed_memfd
 from vrambroker.broker.adapters.job_thread import JobThread
@@ -20,6 +20,8 @@ from vrambroker.broker.ports import Deliver
 FRAME_SIZES_BYTES = (2 * MIB, 32 * MIB)
 FENCE_POLL_FIRST_S = 0.001
 FENCE_POLL_LAST_S = 0.2
+
+OnPassed = Callable[[tuple[FrameId, ...]], None]
 
 
 class HostFrames:
@@ -57,19 +59,26 @@ class HostFrames:
         self._deliver(FrameCreated(frame=frame))
 
     def destroy(self, frame: FrameId) -> None:
-        """Close a frame that nobody maps; delivers `FrameDestroyed` once its pages have gone back."""
-        fd = self._fds.pop(frame)
-        self._closer.run(lambda: os.close(fd), lambda _: self._deliver(FrameDestroyed(frame=frame)))
+        """Close a frame that was given back; delivers `FrameDestroyed` once its pages have gone back.
+
+        Whoever gave it back has said that nobody maps it; it is fenced all the same, since its pages stay in use for as
+        long as that is untrue.
+        """
+        self._fence((frame,), lambda _: self._deliver(FrameDestroyed(frame=frame)))
 
     def fence(self, session: SessionId, frames: tuple[FrameId, ...]) -> None:
-        """Close each frame once no process can write to it any more, and deliver `FencePassed` for it then.
+        """Close each frame once no process can write to it any more, and deliver `FencePassed` for it then."""
+        self._fence(frames, lambda passed: self._deliver(FencePassed(session=session, frames=passed)))
+
+    def _fence(self, frames: tuple[FrameId, ...], on_passed: OnPassed) -> None:
+        """Close frames as they get out of everybody's reach, and tell of those that were closed.
 
         A forked child keeps a dead client's mappings. Sealing a memfd against writing fails for as long as anybody has
         it mapped writable, and binds for good once it succeeds, whoever still has a copy of the fd.
         """
         for frame in frames:
             self._fenced[frame] = self._fds.pop(frame)
-        self._try_fence(session, frames, FENCE_POLL_FIRST_S)
+        self._try_fence(frames, on_passed, FENCE_POLL_FIRST_S)
 
     def fd_of(self, frame: FrameId) -> int | None:
         """Return the frame's fd, which stays owned here; None once the frame is on its way out."""
@@ -85,33 +94,31 @@ class HostFrames:
         self._fds.clear()
         self._fenced.clear()
 
-    def _try_fence(self, session: SessionId, frames: tuple[FrameId, ...], pause_s: float) -> None:
+    def _try_fence(self, frames: tuple[FrameId, ...], on_passed: OnPassed, pause_s: float) -> None:
         """Seal on the thread, because sealing looks at every page; what can't be sealed yet is tried again later."""
         fds = tuple(self._fenced[frame] for frame in frames)
 
         def seal() -> tuple[bool, ...]:
             return tuple(seal_against_writing(fd) for fd in fds)
 
-        self._closer.run(seal, lambda sealed: self._fence_tried(session, frames, sealed, pause_s))
+        self._closer.run(seal, lambda sealed: self._fence_tried(frames, on_passed, sealed, pause_s))
 
     def _fence_tried(
-        self, session: SessionId, frames: tuple[FrameId, ...], sealed: tuple[bool, ...], pause_s: float
+        self, frames: tuple[FrameId, ...], on_passed: OnPassed, sealed: tuple[bool, ...], pause_s: float
     ) -> None:
         passed = tuple(frame for frame, out_of_reach in zip(frames, sealed, strict=True) if out_of_reach)
         left = tuple(frame for frame, out_of_reach in zip(frames, sealed, strict=True) if not out_of_reach)
         if passed:
             fds = [self._fenced.pop(frame) for frame in passed]
-            self._closer.run(
-                lambda: _close_all(fds), lambda _: self._deliver(FencePassed(session=session, frames=passed))
-            )
+            self._closer.run(lambda: _close_all(fds), lambda _: on_passed(passed))
         if left:
             # A mapping that goes away tells nobody, so this has to ask again.
             loop = asyncio.get_running_loop()
-            self._timers[left[0]] = loop.call_later(pause_s, self._fence_again, session, left, 2 * pause_s)
+            self._timers[left[0]] = loop.call_later(pause_s, self._fence_again, left, on_passed, 2 * pause_s)
 
-    def _fence_again(self, session: SessionId, frames: tuple[FrameId, ...], pause_s: float) -> None:
+    def _fence_again(self, frames: tuple[FrameId, ...], on_passed: OnPassed, pause_s: float) -> None:
         del self._timers[frames[0]]
-        self._try_fence(session, frames, min(pause_s, FENCE_POLL_LAST_S))
+        self._try_fence(frames, on_passed, min(pause_s, FENCE_POLL_LAST_S))
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -63,14 +63,18 @@ def seal_against_writing(fd: int) -> bool:
 
 def _is_mapped(fd: int) -> bool:
     inode = f" {os.fstat(fd).st_ino} "
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            lines = maps.read_text(errors="replace").splitlines()
-        except OSError:
-            continue  # it has ended, or is somebody's whom no frame is lent to
-        if any(inode in line and "memfd:vrambroker" in line for line in lines):
-            return True
-    return False
+    try:
+        return any(_maps(process, inode) for process in Path("/proc").iterdir() if process.name.isdigit())
+    except OSError:
+        return True  # no fd to look with, say: then it may well be
+
+
+def _maps(process: Path, inode: str) -> bool:
+    try:
+        lines = (process / "maps").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False  # it has ended, or is somebody's whom no frame is lent to
+    return any(inode in line and "memfd:vrambroker" in line for line in lines)
 
 
 def populate(fd: int, offset_bytes: int, size_bytes: int) -> None:

@@ -6,6 +6,7 @@ given to somebody else in the meantime is never taken for the peer.
 
 import errno
 import os
+import resource
 import select
 import socket
 import struct
@@ -13,13 +14,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrambroker.broker.core.errors import PeerUnidentified
+from vrambroker.broker.core.errors import PeerUnidentified, QuotaExceeded
 from vrambroker.broker.core.events import Peer
 from vrambroker.broker.core.ids import Domain
 
 SO_PEERPIDFD = 77
 _CREDENTIALS = struct.Struct("iII")
 _PIDFD = struct.Struct("i")
+_NO_FD_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +38,36 @@ class Process:
         return bool(poll.poll(0))
 
     def duplicate(self) -> "Process":
-        """Return the same process with a pidfd of its own."""
-        return Process(peer=self.peer, pidfd=os.dup(self.pidfd))
+        """Return the same process with a pidfd of its own; raises `QuotaExceeded` if there is no fd to be had."""
+        try:
+            return Process(peer=self.peer, pidfd=os.dup(self.pidfd))
+        except OSError as error:
+            raise no_fd_left() from error
 
     def close(self) -> None:
         """Close the pidfd."""
         os.close(self.pidfd)
 
 
-def identify(connection: socket.socket) -> Process:
-    """Return the process that connected; raises `PeerUnidentified` if it is gone or can't be told."""
+def no_fd_left() -> QuotaExceeded:
+    """Return the error for who comes when the daemon has no fd left for them."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return QuotaExceeded(message="the daemon has no fds left", limit="fds", limit_value=most)
+
+
+def credentials_of(connection: socket.socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of whoever connected, or of whoever listens if it was we who did (`SO_PEERCRED`)."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return int(pid), int(uid), int(gid)
+
+
+def identify(connection: socket.socket) -> Process:
+    """Return the process that connected.
+
+    Raises `PeerUnidentified` if it is gone or can't be told, `QuotaExceeded` if there is no fd for its pidfd.
+    """
+    pid, uid, gid = credentials_of(connection)
     if pid <= 0:
         raise PeerUnidentified(message="the peer is in another pid namespace")
     pidfd = _peer_pidfd(connection, pid)
@@ -73,9 +93,9 @@ def _peer_pidfd(connection: socket.socket, pid: int) -> int:
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, _PIDFD.size)
     except OSError as error:
-        if error.errno not in (errno.ENOPROTOOPT, errno.EINVAL):
-            raise PeerUnidentified(message=f"process {pid} is gone") from error
-        return _open_checked(connection, pid)
+        if error.errno in (errno.ENOPROTOOPT, errno.EINVAL):
+            return _open_checked(connection, pid)
+        raise _unidentified(pid, error) from error
     return int(_PIDFD.unpack(raw)[0])
 
 
@@ -88,12 +108,16 @@ def _open_checked(connection: socket.socket, pid: int) -> int:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
-        raise PeerUnidentified(message=f"process {pid} is gone") from error
+        raise _unidentified(pid, error) from error
     started_at_ns = _started_at_ns(pid)
     if started_at_ns is None or started_at_ns > asked_at_ns or _hung_up(connection):
         os.close(pidfd)
         raise PeerUnidentified(message=f"process {pid} is not the one that connected")
     return pidfd
+
+
+def _unidentified(pid: int, error: OSError) -> PeerUnidentified | QuotaExceeded:
+    return no_fd_left() if error.errno in _NO_FD_LEFT else PeerUnidentified(message=f"process {pid} is gone")
 
 
 def _hung_up(connection: socket.socket) -> bool:

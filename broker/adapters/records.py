@@ -141,7 +141,7 @@ class Record(Entry):
 class Hello(Record):
     protocol: int
     role: int
-    token: bytes
+    token: bytes = field(repr=False)
     name: str
     version: str
 
@@ -274,7 +274,7 @@ class Busy(Record):
 class Welcome(Record):
     protocol: int
     session: int
-    token: bytes
+    token: bytes = field(repr=False)
     capacity_bytes: int
     frame_sizes_bytes: tuple[int, ...]
     name: str

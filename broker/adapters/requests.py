@@ -13,6 +13,9 @@ from vrambroker.broker.core.events import Call, Contents, Event
 from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
 
 Request = records.Lease | records.Return | records.Pause | records.Resume | records.Claim | records.Bye
+TEXT_MAX = 200
+"""How much of a peer's own words about a failure or a scope is kept; they go to people's terminals and logs."""
+
 Report = records.Arrived | records.Left | records.Quiet | records.Busy
 
 
@@ -78,20 +81,27 @@ def event_of_report(report: Report, session: SessionId) -> Event:
     match report:
         case records.Arrived():
             slots = tuple(SlotId(slot) for slot in report.slots)
-            failure = report.failure or None
+            failure = readable(report.failure) or None
             return events.Arrived(session=session, lease=LeaseId(report.lease), slots=slots, failure=failure)
         case records.Left():
             slots = tuple(SlotId(slot) for slot in report.slots)
-            failure = report.failure or None
+            failure = readable(report.failure) or None
             return events.Left(session=session, lease=LeaseId(report.lease), slots=slots, failure=failure)
         case records.Quiet():
             return events.Quiet(session=session, order=OrderId(report.order))
         case records.Busy() if report.final:
             return events.Busy(session=session, order=OrderId(report.order), tag=report.tag)
         case records.Busy():
-            return events.StillBusy(session=session, order=OrderId(report.order), tag=report.tag, scope=report.scope)
+            return events.StillBusy(
+                session=session, order=OrderId(report.order), tag=report.tag, scope=readable(report.scope)
+            )
         case _:
             assert_never(report)
+
+
+def readable(text: str) -> str:
+    """Return what a peer has to say, cut to `TEXT_MAX` characters and with nothing in it that a terminal would obey."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:TEXT_MAX])
 
 
 def packet_of_outcome(request: int, outcome: Outcome) -> bytes:

@@ -8,6 +8,7 @@ that goes away abandons its call. Whatever is not an expected error ends the dae
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +19,9 @@ from vrambroker.broker.adapters.calls import Calls, Tell
 from vrambroker.broker.adapters.deadlines import deadline
 from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_detail
 from vrambroker.broker.adapters.history import History
+from vrambroker.broker.adapters.identity import Process
 from vrambroker.broker.adapters.messages import contents_from_wire, event_of
+from vrambroker.broker.adapters.quota import Quota
 from vrambroker.broker.adapters.roster import Caller, Roster
 from vrambroker.broker.core import effects, events
 from vrambroker.broker.core.effects import Outcome
@@ -32,6 +35,8 @@ from vrambroker.v1 import broker_pb2_grpc
 TOKEN_KEY = "vrambroker-token-bin"
 ERROR_KEY = "vrambroker-error-bin"
 REQUEST_ID_MAX = 128
+CALLS_PER_PROCESS = 256
+CALLS_PER_USER = 512
 
 Expected = TypeVar("Expected", bound=Outcome)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,20 +64,26 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
         self._now = now
         self._status = status
         self._broken = broken
+        self._quota = Quota("calls", per_process=CALLS_PER_PROCESS, per_user=CALLS_PER_USER)
 
     async def Attach(self, request: v1.AttachRequest, context: Context) -> v1.AttachResponse:
         """Make a session of the calling operator's process; its token becomes the session's."""
+        enlisted: list[Process] = []
 
         def attach(call: Call, caller: Caller) -> Event:
             if caller.attached_by not in (None, call.request):
                 raise WrongState(message="this token has had its session: say HELLO again", session=request.name)
+            enlisted.append(self._roster.enlist(caller.require_process()))
             return events.Attach(call=call, name=request.name, token=caller.token, connection=None)
 
         def attached(caller: Caller, made: effects.Attached) -> None:
-            if caller.process is not None:
-                self._roster.attached(made, caller.process, RequestId(request.request_id))
+            self._roster.attached(made, enlisted.pop(), RequestId(request.request_id), caller.token)
 
-        made = await self._ask(context, request.request_id, attach, effects.Attached, attached)
+        try:
+            made = await self._ask(context, request.request_id, attach, effects.Attached, attached)
+        finally:
+            for process in enlisted:
+                process.close()
         return v1.AttachResponse(session=made.session, name=made.name)
 
     async def Detach(self, request: v1.DetachRequest, context: Context) -> v1.DetachResponse:
@@ -82,9 +93,9 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
             return events.Detach(call=call, session=caller.require_session())
 
         def detached(caller: Caller, done: effects.Done) -> None:
-            self._roster.forget(caller.require_session())
+            self._roster.departed(caller.require_session())
 
-        await self._ask(context, request.request_id, detach, effects.Done, detached)
+        await self._ask(context, request.request_id, detach, effects.Done, detached, self._roster.leaver_of)
         return v1.DetachResponse()
 
     async def Lease(self, request: v1.LeaseRequest, context: Context) -> v1.LeaseResponse:
@@ -157,13 +168,15 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
 
     async def GetStatus(self, request: v1.GetStatusRequest, context: Context) -> v1.Status:
         """Tell who holds what."""
-        return self._status()
+        async with self._outermost(context):
+            return self._status()
 
     async def Watch(self, request: v1.WatchRequest, context: Context) -> AsyncIterator[v1.Event]:
         """Tell what happened, if asked for, and what happens."""
-        after = 0 if request.history else self._history.last_sequence
-        async for line in self._history.watch(after=after, until_now=request.until_now):
-            yield event_of(line)
+        async with self._outermost(context):
+            after = 0 if request.history else self._history.last_sequence
+            async for line in self._history.watch(after=after, until_now=request.until_now):
+                yield event_of(line)
 
     async def _ask(
         self,
@@ -172,21 +185,30 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
         build: Build,
         expected: type[Expected],
         on_reply: Callable[[Caller, Expected], None] | None = None,
+        whose: Callable[[bytes], Caller] | None = None,
     ) -> Expected:
         """Return the core's answer to the call that `build` makes; ends the call with a status if it is refused.
 
-        `on_reply` sees the answer as it is given, before anything else happens.
+        `on_reply` sees the answer as it is given, before anything else happens. `whose` tells the caller by its token,
+        instead of `Roster.caller_of`.
         """
-        try:
+        async with self._outermost(context):
             if not 1 <= len(request_id) <= REQUEST_ID_MAX:
                 raise InvalidArgument(
                     message=f"a request id has 1 to {REQUEST_ID_MAX} characters, not {len(request_id)}",
                     argument="request_id",
                 )
-            return await self._answer(self._caller(context), RequestId(request_id), build, expected, on_reply)
+            caller = (whose or self._roster.caller_of)(_token_of(context))
+            return await self._answer(caller, RequestId(request_id), build, expected, on_reply)
+
+    @asynccontextmanager
+    async def _outermost(self, context: Context) -> AsyncIterator[None]:
+        """Answer an expected error with its status; anything else ends the daemon, where gRPC would say UNKNOWN."""
+        try:
+            yield
         except BrokerError as error:
             await refuse(context, error)
-        except Exception as bug:  # noqa: BLE001  the outermost frame of a call: gRPC would answer UNKNOWN and go on
+        except Exception as bug:  # noqa: BLE001  the outermost frame of a call
             self._broken(bug)
             await context.abort(grpc.StatusCode.INTERNAL, "the daemon found a bug in itself and ends")
 
@@ -203,11 +225,16 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
         def replied(outcome: Outcome) -> None:
             if not isinstance(outcome, expected):
                 raise TypeError(f"{expected.__name__} was expected, not {type(outcome).__name__}")
-            if on_reply is not None:
-                on_reply(caller, outcome)
+            try:
+                if on_reply is not None:
+                    on_reply(caller, outcome)
+            except BrokerError as error:
+                _fail(answer, error)
             if not answer.done():
                 answer.set_result(outcome)
 
+        self._quota.require(caller.peer)
+        self._quota.take(caller.peer)
         number = self._calls.open(Tell(on_reply=replied, on_refusal=partial(_fail, answer)))
         try:
             self._submit(build(Call(call=number, actor=caller.peer, request=request), caller))
@@ -217,17 +244,19 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
             raise
         finally:
             self._calls.forget(number)
-
-    def _caller(self, context: Context) -> Caller:
-        """Return who calls, by the token in the metadata; raises `PeerUnidentified`."""
-        for key, value in context.invocation_metadata() or ():
-            if key == TOKEN_KEY and isinstance(value, bytes):
-                return self._roster.caller_of(value)
-        raise PeerUnidentified(message=f"the call has no {TOKEN_KEY}: say HELLO on the handle socket first")
+            self._quota.give(caller.peer)
 
     def _session(self, name: str, caller: Caller) -> SessionId:
         """Return the session that is meant: the named one, or the caller's own."""
         return self._roster.named(name) if name else caller.require_session()
+
+
+def _token_of(context: Context) -> bytes:
+    """Return the token in the metadata; raises `PeerUnidentified`."""
+    for key, value in context.invocation_metadata() or ():
+        if key == TOKEN_KEY and isinstance(value, bytes):
+            return value
+    raise PeerUnidentified(message=f"the call has no {TOKEN_KEY}: say HELLO on the handle socket first")
 
 
 def _fail(answer: asyncio.Future[Expected], error: BrokerError) -> None:

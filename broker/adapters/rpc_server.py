@@ -1,6 +1,7 @@
 """The gRPC server around the service: its socket, the standard health and reflection services, and its end."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from vrambroker.broker.adapters.rpc import BrokerService, Context, refuse
 from vrambroker.broker.adapters.run_dir import private_umask
-from vrambroker.broker.core.errors import InvalidArgument
+from vrambroker.broker.core.errors import InvalidArgument, QuotaExceeded
 from vrambroker.v1 import broker_pb2, broker_pb2_grpc
 
 SERVICE_NAME = broker_pb2.DESCRIPTOR.services_by_name["Broker"].full_name
@@ -24,40 +25,82 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]"
 
 CALLS_MAX = 1_024
+STREAMS_MAX = 256
+# Calls beyond the limits are let in only to be refused with an error that says so; very many at once, without.
+REFUSED_MAX = 1_024
 MESSAGE_BYTES_MAX = 1 << 20
+HANDSHAKE_WITHIN_MS = 5_000
 
 
-class _StrictMessages(grpc.aio.ServerInterceptor):
-    """Parses requests itself: what is no message of its type is INVALID_ARGUMENT, where gRPC would say UNKNOWN."""
+class _Limit:
+    """How many calls of one kind are under way, and the error for one too many."""
+
+    def __init__(self, what: str, most: int) -> None:
+        self._what = what
+        self._most = most
+        self._under_way = 0
+
+    @asynccontextmanager
+    async def one_more(self, context: Context) -> AsyncIterator[None]:
+        """Count a call for the time of the block, or refuse it."""
+        if self._under_way >= self._most:
+            message = f"{self._most} {self._what} are under way already"
+            await refuse(context, QuotaExceeded(message=message, limit=self._what, limit_value=self._most))
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+
+class _Guard(grpc.aio.ServerInterceptor):
+    """Parses requests itself: what is no message of its type is INVALID_ARGUMENT, where gRPC would say UNKNOWN. And
+    counts what is under way, streams for themselves, since they may stay as long as they like.
+    """
+
+    def __init__(self) -> None:
+        self._calls = _Limit("calls", CALLS_MAX)
+        self._streams = _Limit("streams", STREAMS_MAX)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
         """Return the method's handler, taking bytes."""
         handler = await continuation(handler_call_details)
-        # An unknown method has no handler, whatever the type says; streams of requests are reflection's own.
-        if not handler or handler.request_streaming or handler.request_deserializer is None:
+        # An unknown method has no handler, whatever the type says.
+        if not handler or handler.request_deserializer is None:
             return handler
+        serializer = handler.response_serializer
+        if handler.request_streaming:
+            # Reflection's own, which parses its requests as they come.
+            deserializer = handler.request_deserializer
+            return grpc.stream_stream_rpc_method_handler(self._both_streams(handler), deserializer, serializer)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                _parsed_stream(handler), response_serializer=handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(_parsed(handler), response_serializer=handler.response_serializer)
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler), response_serializer=serializer)
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler), response_serializer=serializer)
 
+    def _unary(self, handler: Any) -> Any:
+        async def behave(raw: bytes, context: Context) -> Any:
+            async with self._calls.one_more(context):
+                return await handler.unary_unary(await _parse(handler, raw, context), context)
 
-def _parsed(handler: Any) -> Any:
-    async def behave(raw: bytes, context: Context) -> Any:
-        return await handler.unary_unary(await _parse(handler, raw, context), context)
+        return behave
 
-    return behave
+    def _stream(self, handler: Any) -> Any:
+        async def behave(raw: bytes, context: Context) -> AsyncIterator[Any]:
+            async with self._streams.one_more(context):
+                async for answer in handler.unary_stream(await _parse(handler, raw, context), context):
+                    yield answer
 
+        return behave
 
-def _parsed_stream(handler: Any) -> Any:
-    async def behave(raw: bytes, context: Context) -> AsyncIterator[Any]:
-        async for answer in handler.unary_stream(await _parse(handler, raw, context), context):
-            yield answer
+    def _both_streams(self, handler: Any) -> Any:
+        async def behave(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            async with self._streams.one_more(context):
+                async for answer in handler.stream_stream(requests, context):
+                    yield answer
 
-    return behave
+        return behave
 
 
 async def _parse(handler: Any, raw: bytes, context: Context) -> Any:
@@ -71,10 +114,13 @@ class RpcServer:
     """Serves on a unix socket from `start` to `stop`."""
 
     def __init__(self, service: BrokerService) -> None:
-        options = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX))
-        self._server = grpc.aio.server(
-            options=options, maximum_concurrent_rpcs=CALLS_MAX, interceptors=(_StrictMessages(),)
+        options = (
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_WITHIN_MS),
         )
+        most = CALLS_MAX + STREAMS_MAX + REFUSED_MAX
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most, interceptors=(_Guard(),))
         self._health = health.HealthServicer()
         broker_pb2_grpc.add_BrokerServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

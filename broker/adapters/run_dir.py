@@ -90,7 +90,7 @@ class DeviceFolder:
                 return
             except BlockingIOError:
                 # Its backlog is full: somebody listens.
-                raise device_busy(self._device, 0) from None
+                raise device_busy(self._device, None) from None
             raise device_busy(self._device, holder_of(other))
 
 

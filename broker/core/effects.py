@@ -35,7 +35,7 @@ class LeaseState(Enum):
 class Attached:
     session: SessionId
     name: str
-    token: bytes
+    token: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ Calls come from a person or a program and are answered (`Reply` or `Refuse`, exa
 Reports come from a client's agent and are not. Outcomes close what an effect began.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from vrambroker.broker.core.ids import (
@@ -61,7 +61,7 @@ class Attach:
 
     call: Call
     name: str
-    token: bytes
+    token: bytes = field(repr=False)
     connection: ConnectionId | None
 
 

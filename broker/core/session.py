@@ -44,7 +44,7 @@ class Session:
     session: SessionId
     name: str
     peer: Peer
-    token: bytes
+    token: bytes = field(repr=False)
     connection: ConnectionId | None
     kept_bytes: int = 0
     offered: dict[ArenaFileId, None] = field(default_factory=dict[ArenaFileId, None])

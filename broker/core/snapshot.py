@@ -2,7 +2,7 @@
 breaks, and what a later daemon can rebuild itself from, together with the fds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from vrambroker.broker.core.effects import Extent, LeaseState
@@ -83,7 +83,7 @@ class SessionView:
     session: SessionId
     name: str
     peer: Peer
-    token: bytes
+    token: bytes = field(repr=False)
     ended: bool
     connected: bool
     leases: tuple[LeaseView, ...]

@@ -19,7 +19,7 @@ class FakeFrames:
         self._fds: dict[FrameId, int] = {}
         self._sizes_bytes: dict[FrameId, int] = {}
         self._reached: Counter[FrameId] = Counter()
-        self._fenced: dict[FrameId, SessionId] = {}
+        self._fenced: dict[FrameId, FencePassed | FrameDestroyed] = {}
         self._last_fd = 1_000
         self._failures = 0
         self._closed = False
@@ -46,14 +46,14 @@ class FakeFrames:
         self._loop.call_soon(self._tell, FrameCreated(frame=frame))
 
     def destroy(self, frame: FrameId) -> None:
-        assert not self._reached[frame], "only what nobody maps is destroyed"
-        del self._fds[frame], self._sizes_bytes[frame]
-        self._loop.call_soon(self._tell, FrameDestroyed(frame=frame))
+        del self._fds[frame]
+        self._fenced[frame] = FrameDestroyed(frame=frame)
+        self._pass_fences()
 
     def fence(self, session: SessionId, frames: tuple[FrameId, ...]) -> None:
         for frame in frames:
             del self._fds[frame]
-            self._fenced[frame] = session
+            self._fenced[frame] = FencePassed(session=session, frames=(frame,))
         self._pass_fences()
 
     def fd_of(self, frame: FrameId) -> int | None:
@@ -84,10 +84,10 @@ class FakeFrames:
         self._pass_fences()
 
     def _pass_fences(self) -> None:
-        for frame, session in tuple(self._fenced.items()):
+        for frame, event in tuple(self._fenced.items()):
             if not self._reached[frame]:
                 del self._fenced[frame], self._sizes_bytes[frame]
-                self._loop.call_soon(self._tell, FencePassed(session=session, frames=(frame,)))
+                self._loop.call_soon(self._tell, event)
 
     def _tell(self, event: FrameCreated | FrameCreateFailed | FrameDestroyed | FencePassed) -> None:
         if not self._closed:

@@ -77,6 +77,28 @@ def test_a_destroyed_frame_has_no_fd(bench_type: type[FramesBench]) -> None:
     run(test())
 
 
+def test_a_frame_that_was_given_back_and_is_mapped_all_the_same_is_not_destroyed_yet(
+    bench_type: type[FramesBench],
+) -> None:
+    """Or its memory would be counted as free while somebody has it."""
+
+    async def test() -> None:
+        heard = Heard()
+        bench = bench_type(heard.deliver)
+        mapped, free = await _created(bench, heard, 1, 2)
+        bench.map(mapped)
+        bench.frames.destroy(mapped)
+        bench.frames.destroy(free)
+        assert bench.frames.fd_of(mapped) is None
+        assert await heard.next() == FrameDestroyed(frame=free)
+        assert heard.nothing_more()
+        bench.unmap(mapped)
+        assert await heard.next() == FrameDestroyed(frame=mapped)
+        bench.frames.close()
+
+    run(test())
+
+
 def test_a_refusal_by_the_driver_is_told_and_leaves_nothing(bench_type: type[FramesBench]) -> None:
     async def test() -> None:
         heard = Heard()

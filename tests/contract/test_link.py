@@ -4,6 +4,7 @@ import array
 import asyncio
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.contract.benches import open_fds, run
 from vrambroker.broker.adapters import records
-from vrambroker.broker.adapters.identity import identify
+from vrambroker.broker.adapters.identity import Process, identify
 from vrambroker.broker.adapters.lendings import Grant, OneRecord, UnsentFrames
 from vrambroker.broker.adapters.link import QUEUE_MAX, UNTAKEN_MAX, Link
 from vrambroker.broker.core.effects import GrantedSlot, SendGrant
@@ -102,6 +103,10 @@ def _with_bench(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
         assert open_fds() == fds
 
     run(whole())
+
+
+def _child() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(["cat"], stdin=subprocess.PIPE)
 
 
 def _draining() -> bytes:
@@ -236,6 +241,27 @@ def test_fds_from_the_peer_are_never_received(fds: int) -> None:
         assert bench.packets == []
         # The link's own socket and pidfd are closed, and nothing came in their place.
         assert open_fds() == before - 2
+
+    _with_bench(test)
+
+
+def test_the_end_of_its_process_closes_the_link_even_if_a_child_holds_the_other_end() -> None:
+    async def test(bench: Bench) -> None:
+        with _child() as child:
+            ours, kept_open = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            peer = bench.link.process.peer
+            link = Link(
+                connection=ConnectionId(2),
+                peer_socket=ours,
+                process=Process(peer=peer, pidfd=os.pidfd_open(child.pid)),
+                on_packet=lambda link, packet: None,
+                on_closed=lambda link: bench.has_closed.set(),
+            )
+            child.communicate()
+            await bench.has_closed.wait()
+            assert link.closed
+            assert not bench.link.closed
+            kept_open.close()
 
     _with_bench(test)
 

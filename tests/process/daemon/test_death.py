@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -260,6 +260,29 @@ except Refused as refused:
     )
     assert ran.stdout.strip() == "NotOwner"
     assert client.lease("still", 2 * MIB)
+
+
+@pytest.mark.parametrize("goodbye", ["Return", "Bye"])
+def test_memory_given_back_and_kept_all_the_same_is_lent_to_nobody(shared: Daemon, goodbye: str) -> None:
+    """What a client says of its memory is believed when the kernel says so, too."""
+    liar, other = shared.client("liar"), shared.client("other")
+    number = liar.lease("weights", 48 * MIB)
+    liar.fill(number, 1)
+    lies: dict[str, Callable[[int], records.Record]] = {
+        "Return": lambda request: records.Return(request=request, lease=number, slots=()),
+        "Bye": lambda request: records.Bye(request=request),
+    }
+    liar.ask(lies[goodbye])
+    assert shared.operator.status().device.held_bytes == 48 * MIB
+    with pytest.raises(Refused) as caught:
+        other.lease("need", 32 * MIB, timeout_ms=200)
+    assert caught.value.name == "WaitExpired"
+    assert liar.intact(number, 1)
+    for slot in liar.leases.pop(number).slots.values():
+        assert slot.memory is not None
+        slot.memory.close()
+    shared.operator.wait_until(lambda status: status.device.free_bytes == status.device.capacity_bytes)
+    assert other.lease("need", 64 * MIB)
 
 
 def test_a_goodbye_leaves_nothing(shared: Daemon) -> None:

@@ -1,10 +1,12 @@
 """The daemon as a service: one for each device, ready when it says so, gone without a trace, and standard to ask."""
 
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.process.daemon.conftest import StartDaemon
 from tests.process.daemon.harness import (
     DEADLINE_S,
     MIB,
+    ROOT,
     Daemon,
     Operator,
     serve_command,
@@ -27,6 +30,7 @@ from tests.process.daemon.harness import (
 )
 from tests.process.daemon.raw_client import Refused
 from vrambroker.broker.adapters import records
+from vrambroker.broker.adapters.device_lock import BACKLOG, DeviceBusy, DeviceLock
 from vrambroker.broker.core.errors import (
     BrokerError,
     InvalidArgument,
@@ -73,6 +77,46 @@ def test_a_second_daemon_is_refused_with_the_pid_of_the_first(daemon: Daemon, tm
         assert ran.stderr.splitlines()[-1].startswith("DeviceBusy: ")
         assert str(daemon.process.pid) in ran.stderr
     assert daemon.client().lease("x", 2 * MIB)
+
+
+def test_the_pid_is_told_however_often_somebody_asks(daemon: Daemon) -> None:
+    for _ in range(5):
+        for _ in range(BACKLOG):
+            with pytest.raises(DeviceBusy) as caught:
+                DeviceLock(daemon.device)
+            assert caught.value.pid == daemon.process.pid
+        # A round trip through its loop.
+        daemon.operator.status()
+
+
+SQUATTER = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+taken = socket.socket(socket.AF_UNIX)
+taken.bind("\\0vrambroker/" + sys.argv[1])
+if sys.argv[2] == "listening":
+    taken.listen()
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("how", ["listening", "silent"])
+def test_a_squatter_is_not_taken_for_a_daemon(tmp_path: Path, how: str) -> None:
+    device = unused_device()
+    command = [sys.executable, "-c", SQUATTER, device, how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as squatter:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == "taken\n"
+        ran = _serve(tmp_path, device=device)
+        assert ran.returncode == 1
+        last = ran.stderr.splitlines()[-1]
+        assert last.startswith("DeviceBusy: ")
+        assert "served" not in last
+        assert (f"process {squatter.pid} of uid 65534" in last) == (how == "listening")
+        squatter.communicate("", timeout=DEADLINE_S)
 
 
 def test_host_is_host_0(start_daemon: StartDaemon) -> None:
@@ -217,6 +261,70 @@ def test_a_session_can_be_made_over_grpc_and_connected_later(daemon: Daemon) -> 
         stub.Detach(v1.DetachRequest(request_id="d"), timeout=DEADLINE_S, metadata=metadata)
     assert [session.name for session in operator.status().sessions] == ["trainer-2"]
     operator.channel.close()
+
+
+def test_a_repeated_attach_is_answered_alike_and_its_token_names_the_session(shared: Daemon) -> None:
+    """The first one's connection is lost, so it is repeated over another, by the same process."""
+    request = v1.AttachRequest(request_id="repeated", name="trainer")
+    first = Operator(shared.folder)
+    made = first.stub.Attach(request, timeout=DEADLINE_S, metadata=first.metadata)
+    first.connection.close()
+    second = first
+    for _ in range(3):
+        second = Operator(shared.folder)
+        assert second.stub.Attach(request, timeout=DEADLINE_S, metadata=second.metadata) == made
+        second.connection.close()
+    for one, tag in ((second, "a"), (first, "b")):
+        lease = v1.LeaseRequest(request_id=tag, tag=tag, contents=v1.CONTENTS_DROP, size_bytes=2 * MIB)
+        assert one.stub.Lease(lease, timeout=DEADLINE_S, metadata=one.metadata).claim
+    assert [session.name for session in shared.operator.status().sessions] == ["trainer"]
+    for one in (second, first):
+        # The same goodbye, over again, and by whichever name.
+        one.stub.Detach(v1.DetachRequest(request_id="bye"), timeout=DEADLINE_S, metadata=one.metadata)
+        with pytest.raises(PeerUnidentified), typed_errors():
+            one.stub.Mark(v1.MarkRequest(request_id="x", label="x"), timeout=DEADLINE_S, metadata=one.metadata)
+        one.channel.close()
+    assert not shared.operator.status().sessions
+
+
+def test_an_attach_repeated_after_its_session_ended_takes_nobodys_name(shared: Daemon) -> None:
+    request = v1.AttachRequest(request_id="over", name="engine")
+    first, second = Operator(shared.folder), Operator(shared.folder)
+    first.stub.Attach(request, timeout=DEADLINE_S, metadata=first.metadata)
+    first.stub.Detach(v1.DetachRequest(request_id="out"), timeout=DEADLINE_S, metadata=first.metadata)
+    victim = shared.client("engine")
+    victim.lease("weights", 2 * MIB)
+    victim.scopes["weights"] = "quiet"
+    assert victim.welcome.name == "engine"
+    for late in (first, second):
+        with pytest.raises(UnknownSession), typed_errors():
+            late.stub.Attach(request, timeout=DEADLINE_S, metadata=late.metadata)
+        assert shared.operator.pause("engine", "weights").leases
+        shared.operator.resume("engine", "weights")
+        late.close()
+    assert [session.name for session in shared.operator.status().sessions] == ["engine"]
+
+
+def test_the_token_of_an_ended_process_is_worth_nothing(shared: Daemon) -> None:
+    script = f"""
+from pathlib import Path
+from tests.process.daemon.raw_client import RawClient
+print(RawClient(Path({str(shared.handles)!r}), "gone").token.hex())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    )
+    shared.wait_for_status(lambda status: not status.sessions)
+    victim = shared.client("victim")
+    victim.lease("weights", 2 * MIB)
+    victim.scopes["weights"] = "quiet"
+    ghost = Operator(shared.folder, token=bytes.fromhex(ran.stdout))
+    with pytest.raises(PeerUnidentified):
+        ghost.pause("victim", "weights")
+    with pytest.raises(PeerUnidentified):
+        ghost.mark("from beyond")
+    ghost.close()
+    assert not any(lease.paused for lease in victim.leases.values())
 
 
 @pytest.mark.parametrize(
