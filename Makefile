@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 # The machine's own Python must be found also once .venv is there: its packages are what OFFLINE=1 builds on.
-MACHINE_PATH := $(PATH)
+MACHINE_PATH := $(subst $(CURDIR)/$(BIN):,,$(PATH))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMP := $(VENV)/.ready
 SOURCES_OF_BUILD := pyproject.toml CMakeLists.txt constraints.txt proto/vrambroker/v1/broker.proto native/CMakeLists.txt \
@@ -79,8 +79,9 @@ test-gpu: ## build and test on this machine's GPU, offline; results in out/ (ski
 sim: setup ## one run of the simulator: make sim SEED=7 (or many: SEED=1 COUNT=500)
 	$(PY) tests/simulation/run.py --seed $(or $(SEED),1) --count $(or $(COUNT),1)
 
-bench: setup ## measure on this machine; results under tests/bench/results
+bench: setup ## measure on this machine, and on its GPU if there is one; results under tests/bench/results
 	$(PY) tests/bench/host.py
+	@if nvidia-smi -L >/dev/null 2>&1; then $(PY) tests/bench/gpu.py; else echo "SKIPPED: nvidia-smi shows no GPU on this machine, so nothing was measured on one"; fi
 	$(PY) tests/bench/readme_table.py
 
 clean: ## remove what was built

@@ -199,7 +199,7 @@ def timeline(
 
 @app.command()
 def demo(
-    device: Annotated[str, typer.Option(help="Where to run it.")] = "host",
+    device: Annotated[str | None, typer.Option(help="Where to run it; the first GPU, or host.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     size: Annotated[str, typer.Option(help="Scale of the model.")] = "tiny",
     seconds: Annotated[float | None, typer.Option(help="Stop training after this long.")] = None,

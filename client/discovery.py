@@ -95,7 +95,7 @@ def device_id(device: str) -> str:
 
 def is_host(device_id: str) -> bool:
     """Whether a device's id is that of a stand-in without a GPU."""
-    return device_id.startswith("host:")
+    return device_id == "host" or device_id.startswith("host:")
 
 
 def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:

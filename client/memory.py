@@ -28,7 +28,7 @@ class _Tensors(Protocol):
     """What torch does with leases, on a kind of device."""
 
     @property
-    def device_type(self) -> str: ...
+    def device(self) -> "torch.device": ...
     def region(self, lease: native.Lease, *, timeout_s: float) -> AbstractContextManager[None]: ...
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> "Allocate": ...
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]: ...
@@ -75,6 +75,11 @@ class Memory:
         return self._endpoint.device
 
     @property
+    def torch_device(self) -> "torch.device":
+        """The device of leased tensors, as torch counts in this process. Raises `InvalidArgument` if torch has it not."""
+        return self._tensors().device
+
+    @property
     def capacity_bytes(self) -> int:
         """What the daemon lends of this device in all."""
         return self._info.capacity_bytes
@@ -108,7 +113,7 @@ class Memory:
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         lease, side = self._lease(tag, contents), self._tensors()
         allocate = side.allocator(lease, timeout_s=timeout)
-        return tensors.empty(allocate, sizes, torch.get_default_dtype() if dtype is None else dtype, side.device_type)
+        return tensors.empty(allocate, sizes, torch.get_default_dtype() if dtype is None else dtype, side.device)
 
     def place(
         self,
@@ -132,7 +137,7 @@ class Memory:
 
         lease, side = self._lease(tag, contents), self._tensors()
         allocate = side.allocator(lease, timeout_s=timeout)
-        placing.place(what, allocate, device_type=side.device_type, grads=grads)
+        placing.place(what, allocate, device=side.device, grads=grads)
         return what
 
     @contextmanager

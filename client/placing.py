@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from vrambroker.broker.core.errors import InvalidArgument
-from vrambroker.client.tensors import Allocate, is_plain, tensor_over
+from vrambroker.client.tensors import CPU, Allocate, is_plain, tensor_over
 
 Placeable = torch.nn.Module | torch.Tensor | Mapping[str, "Placeable"] | Sequence["Placeable"]
 
@@ -24,12 +24,12 @@ class _Move:
     tensors: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
 
 
-def place(what: Placeable, allocate: Allocate, *, grads: bool, device_type: str = "cpu") -> None:
-    """Move every storage under `what`, all on such a device, to memory from `allocate`; see `Memory.place`.
+def place(what: Placeable, allocate: Allocate, *, grads: bool, device: torch.device = CPU) -> None:
+    """Move every storage under `what`, all on this device, to memory from `allocate`; see `Memory.place`.
 
     If anything raises, every tensor is where it was, and what was allocated is free again.
     """
-    moves = _plan(_named_tensors(what, "", grads=grads), device_type)
+    moves = _plan(_named_tensors(what, "", grads=grads), device)
     # Everything that can fail comes first: until all of the new memory is there and filled, no tensor has changed.
     placed = [(move, allocate(move.old.nbytes())) for move in moves]
     for move, new in placed:
@@ -38,16 +38,16 @@ def place(what: Placeable, allocate: Allocate, *, grads: bool, device_type: str 
     _switch(fresh)
 
 
-def _plan(named: Iterable[tuple[str, torch.Tensor]], device_type: str) -> list[_Move]:
+def _plan(named: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> list[_Move]:
     moves: dict[int, _Move] = {}
     seen: set[int] = set()
     for name, tensor in named:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        if not is_plain(tensor, device_type):
+        if not is_plain(tensor, device):
             raise InvalidArgument(
-                message=f"{name or 'the tensor'} has no plain strided memory on {device_type} "
+                message=f"{name or 'the tensor'} has no plain strided memory on {device} "
                 f"(device {tensor.device}, layout {tensor.layout}, {type(tensor).__name__}): it can't be placed",
                 argument=name or "what",
             )

@@ -18,6 +18,8 @@ _capsule_new = ctypes.pythonapi.PyCapsule_New
 _capsule_new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _capsule_new.restype = ctypes.py_object
 
+CPU = torch.device("cpu")
+
 Allocate = Callable[[int], torch.UntypedStorage]
 """Return a storage of so many bytes in leased memory, or raise a `BrokerError`."""
 
@@ -50,7 +52,7 @@ def tensor_over(
         return nothing.set_(storage, offset, tuple(shape), tuple(stride))
 
 
-def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype, device_type: str = "cpu") -> torch.Tensor:
+def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
     """Return an uninitialised contiguous tensor; one without elements has no memory, leased or other.
 
     Raises `InvalidArgument` for a negative size or a quantised type, else what `allocate` raises.
@@ -61,16 +63,16 @@ def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype, device_t
         raise InvalidArgument(message=f"{dtype}: quantised tensors can't be leased", argument="dtype")
     elements = math.prod(shape)
     if elements == 0:
-        return torch.empty(tuple(shape), dtype=dtype, device=device_type)
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
     stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return tensor_over(allocate(elements * dtype.itemsize), dtype, shape, stride)
 
 
-def is_plain(tensor: torch.Tensor, device_type: str = "cpu") -> bool:
+def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
     """Whether the tensor is strided, on such a device and over a storage: what can be moved by copying its bytes."""
     return (
         tensor.layout is torch.strided
-        and tensor.device.type == device_type
+        and tensor.device == device
         and not tensor.is_quantized
         and not tensor.is_nested
         and not tensor.is_conj()

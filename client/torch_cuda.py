@@ -27,11 +27,10 @@ CACHED_SHARE_MAX = 0.5
 class CudaTensors:
     """What torch does with one GPU's leases in this process. Thread-safe."""
 
-    device_type = "cuda"
-
     def __init__(self, uuid: str) -> None:
         """Raises `InvalidArgument` if torch does not see the GPU of this UUID (`GPU-…`)."""
         self._index = _index_of(uuid)
+        self.device = torch.device("cuda", self._index)
         self._lock = threading.Lock()
         self._idle: dict[native.Lease, list[MemPool]] = {}
         self._graph_pools: dict[native.Lease, MemPool] = {}
@@ -55,7 +54,7 @@ class CudaTensors:
 
         def allocate(size_bytes: int) -> torch.UntypedStorage:
             with self._inside(lease):
-                memory = torch.empty(size_bytes, dtype=torch.uint8, device=f"cuda:{self._index}")
+                memory = torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
             # It may have held another tensor of this lease.
             return (memory.zero_() if lease.contents == "zero" else memory).untyped_storage()
 

@@ -40,7 +40,7 @@ _UNINITIALISED = frozenset(
 class HostTensors:
     """What torch does with the leases of `host` in this process."""
 
-    device_type = "cpu"
+    device = torch.device("cpu")
 
     @contextmanager
     def region(self, lease: native.Lease, *, timeout_s: float) -> Generator[None]:

@@ -23,6 +23,7 @@ from vrambroker.client.discovery import Endpoint
 ANSWER_SECONDS_MIN = 90.0
 PARAMETERS_PER_SECOND = 1e6
 HOST_BUDGET_SHARE = 1.5
+HOST_BUDGET_SLACK_BYTES = 64 << 20
 LAST_WORDS_S = 0.5
 TEMPORARY_PATH_BYTES_MAX = 50
 
@@ -42,7 +43,7 @@ class Ensemble:
                 device,
                 run_dir,
                 capacity_bytes=plan.capacity_bytes,
-                host_budget_bytes=int(plan.kept_bytes * HOST_BUDGET_SHARE),
+                host_budget_bytes=int(plan.kept_bytes * HOST_BUDGET_SHARE) + HOST_BUDGET_SLACK_BYTES,
             )
             self._daemon = stack.enter_context(daemon)
             self.watcher = self._watch(stack, run_dir)

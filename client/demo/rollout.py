@@ -27,10 +27,13 @@ class Rollout:
         self._mailbox = mailbox
         self._resume_timeout_s = resume_timeout_s
         with memory.region(WEIGHTS):
-            self._model = policy.make_model(size, seed)
+            self._model = policy.make_model(size, seed, memory.torch_device)
         self._cache = policy.make_cache(self._model, size)
         with memory.region(KV_CACHE, contents="drop"):
-            policy.fill_cache(self._cache, size, self._model.device)
+            policy.fill_cache(self._cache, size, memory.torch_device)
+        # A graph's memory is of no use between two generations, as the cache is.
+        pool = memory.graph_pool(KV_CACHE, contents="drop") if memory.torch_device.type == "cuda" else None
+        self._decoder = policy.Decoder(self._model, self._cache, pool)
         self._watchman = Watchman(
             {WEIGHTS: self._weights, KV_CACHE: lambda: policy.cache_tensors(self._cache)},
         )
@@ -56,7 +59,9 @@ class Rollout:
         self._memory.mark(f"generate {step}")
         self._resume(KV_CACHE)
         with self._memory.use(WEIGHTS, KV_CACHE, name="generate"):
-            answers, logprobs = policy.generate(self._model, self._cache, torch.tensor(prompts))
+            answers, logprobs = policy.generate(
+                self._decoder, self._model, self._cache, torch.tensor(prompts, device=self._memory.torch_device)
+            )
         self._watchman.check_addresses()
         self._pause()
         return {"answers": _lists(answers), "logprobs": _lists(logprobs), **self._findings()}

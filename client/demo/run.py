@@ -21,17 +21,19 @@ from vrambroker.client.demo.plan import plan_for
 from vrambroker.client.demo.progress import Progress
 from vrambroker.client.demo.report import Report
 from vrambroker.client.demo.sizes import DEFAULT_SIZE, SIZES, Size
+from vrambroker.client.discovery import device_id, is_host
 from vrambroker.client.timeline import history_of, write_timeline
 
 LIMITS = Limits(steps=1_000_000, seconds=140.0)
 SEED = 7
 OUT = Path("out") / "demo.json"
+GPU_DRIVER = Path("/dev/nvidiactl")
 INTERRUPTED = 130
 
 
 def main(
     *,
-    device: str = "host",
+    device: str | None = None,
     report: Path | None = None,
     size: str = DEFAULT_SIZE,
     seconds: float | None = None,
@@ -39,12 +41,13 @@ def main(
 ) -> int:
     """Run the demo; returns the exit code.
 
+    `device`: `host`, `host:N`, `cuda:N` or a GPU's UUID; None for the first GPU, or `host` where there is none.
     The pictures lie beside the report (without one, in `out/`). A run that is cut short by `steps` or `seconds` is not
     judged by its reward. Call it from the main thread: it handles signals.
     """
     try:
         with _interruptible():
-            _run(device, report, _size_of(size), _limits_of(steps, seconds))
+            _run(_device_of(device), report, _size_of(size), _limits_of(steps, seconds))
     except (DemoFailed, BrokerError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -55,7 +58,7 @@ def main(
 
 
 def _run(device: str, path: Path | None, size: Size, limits: Limits) -> None:
-    console, plan = Console(), plan_for(size)
+    console, plan = Console(), plan_for(size, on_gpu=not is_host(device))
     with (
         Progress(console, capacity_bytes=plan.capacity_bytes) as progress,
         Ensemble(device, size, plan, seed=SEED, say=progress.say) as ensemble,
@@ -102,6 +105,13 @@ def _conclude(ensemble: Ensemble, size: Size, course: Course, path: Path) -> Rep
         timeline=str(picture),
         trace=str(trace),
     )
+
+
+def _device_of(named: str | None) -> str:
+    """Return `host`, a device's id, or, if none is named, the first GPU where there is one."""
+    if named is None:
+        named = "cuda:0" if GPU_DRIVER.exists() else "host"
+    return named if named == "host" else device_id(named)
 
 
 def _size_of(name: str) -> Size:

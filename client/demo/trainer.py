@@ -4,7 +4,7 @@ Its tags: `params` and `optimizer` are kept across a pause, `grads` are not wort
 rollout generates, and holds only `params` while the rollout is given its weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -27,7 +27,7 @@ class Trainer:
         self._mailbox = mailbox
         self._resume_timeout_s = resume_timeout_s
         with memory.region(PARAMS):
-            self._model = policy.make_model(size, seed)
+            self._model = policy.make_model(size, seed, memory.torch_device)
         with memory.region(GRADS, contents="drop"):
             for parameter in self._model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -62,11 +62,11 @@ class Trainer:
         self._memory.mark(f"train {step}")
         self._resume(PARAMS, OPTIMIZER, GRADS)
         with self._memory.use(PARAMS, OPTIMIZER, GRADS, name="train"):
-            old_logprobs = torch.tensor(logprobs)
-            advantage = grpo.advantages(torch.tensor(rewards), self._size.samples)
+            old_logprobs = self._tensor(logprobs)
+            advantage = grpo.advantages(self._tensor(rewards), self._size.samples)
             # What was dropped is undefined now, so it is cleared in place, also before the first step.
             self._optimizer.zero_grad(set_to_none=False)
-            new_logprobs = policy.answer_logprobs(self._model, torch.tensor(prompts), torch.tensor(answers))
+            new_logprobs = policy.answer_logprobs(self._model, self._tensor(prompts), self._tensor(answers))
             loss = grpo.loss(new_logprobs, old_logprobs, advantage)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), GRADIENT_NORM_MAX)
@@ -90,6 +90,9 @@ class Trainer:
             "copied_out_bytes": stats.copied_out_bytes,
             "copied_in_bytes": stats.copied_in_bytes,
         }
+
+    def _tensor(self, values: Sequence[object]) -> torch.Tensor:
+        return torch.tensor(values, device=self._memory.torch_device)
 
     def _findings(self) -> dict[str, object]:
         return {

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+CHUNK_BYTES = 1 << 24
+MULTIPLIER = 0x1E3779B97F4A7C15
+
 Tensors = Callable[[], Mapping[str, torch.Tensor]]
 """Looks the tensors up anew, so that one that was replaced is found out."""
 
@@ -57,7 +60,19 @@ class Watchman:
 
 def fingerprint(tensor: torch.Tensor) -> int:
     """Return a number that changes, all but certainly, with any bit of the tensor and with their order."""
-    return zlib.crc32(tensor.detach().cpu().reshape(-1).numpy().data)
+    if tensor.device.type == "cpu":
+        return zlib.crc32(tensor.detach().reshape(-1).numpy().data)
+    return weighed_sum(tensor.detach().contiguous().view(-1).view(torch.uint8))
+
+
+def weighed_sum(data: torch.Tensor) -> int:
+    """Return a sum of all bytes, each weighed by an odd number of its own place, modulo 2^64; where the tensor lies."""
+    total = torch.zeros((), dtype=torch.int64, device=data.device)
+    for begin in range(0, len(data), CHUNK_BYTES):
+        part = data[begin : begin + CHUNK_BYTES].to(torch.int64)
+        places = torch.arange(begin + 1, begin + 1 + len(part), device=data.device)
+        total += (part * (places * MULTIPLIER | 1)).sum()
+    return int(total)
 
 
 def _addresses(tensors: Tensors) -> dict[str, int]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that is tested on a GPU, in one command, offline, within eight minutes: builds native/ for this machine, runs
 # its device tests on the driver and on the stand-in, then the tests in this folder. Results and logs go to ${OUT:-out}.
-# Needs g++, cmake, ninja and a python3 with cuda-bindings, nvidia-ml-py, pytest and pytest-timeout. Exits 1 if any part fails.
+# Needs g++, cmake, ninja, a python3 with torch, cuda-bindings, nvidia-ml-py and pytest, and wheels in .wheels/ of what else
+# `make setup OFFLINE=1` asks for (CONTRIBUTING.md). Exits 1 if any part fails.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 if ! nvidia-smi -L >/dev/null 2>&1; then
@@ -62,21 +63,21 @@ native_tests() {
   return "$status"
 }
 
-frames_tests() { # warnings of the machine's own packages are shown, and are no failures
-  PYTHONPATH=.typing${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 \
-    "$PYTHON" -m pytest -p no:cacheprovider -W default -m gpu -v -s -rs tests/gpu
+python_tests() { # warnings of the machine's own packages are shown, and are no failures
+  PYTHONUNBUFFERED=1 .venv/bin/python -m pytest -p no:cacheprovider -W default -m gpu -v -s -rs tests/gpu
 }
 
 sanitized() { # what the driver is asked for is watched for misuse; calls that are meant to fail are not reported
   compute-sanitizer --report-api-errors no "$build"/tests/device/device_contract cuda
 }
 
-export -f versions build_native native_tests frames_tests sanitized
+export -f versions build_native native_tests python_tests sanitized
 export build PYTHON
 part versions 30 bash -c versions
 part build 180 bash -c build_native
 part native 100 bash -c native_tests
-part frames 120 bash -c frames_tests
+part setup 180 make setup OFFLINE=1
+part python 240 bash -c python_tests
 if command -v compute-sanitizer >/dev/null; then part sanitizer 45 bash -c sanitized; fi
 [ -f "$OUT/frames_figures.jsonl" ] && cat "$OUT/frames_figures.jsonl"
 if [ "${#failed[@]}" -gt 0 ]; then

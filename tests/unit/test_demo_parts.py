@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from vrambroker.client.demo.failure import WorkerFailed
 from vrambroker.client.demo.lane import Gone, Lane, Silent, answer_of, answer_questions
 from vrambroker.client.demo.mailbox import Mailbox
 from vrambroker.client.demo.report import Report, failings
-from vrambroker.client.demo.watchman import Watchman, fingerprint
+from vrambroker.client.demo.watchman import Watchman, fingerprint, weighed_sum
 
 DEADLINE_S = 20.0
 
@@ -137,7 +137,12 @@ def test_the_mailbox_hands_over_every_bit() -> None:
     assert addresses == [copy.data_ptr() for copy in copies]
 
 
-def test_a_fingerprint_tells_a_bit_and_an_order() -> None:
+def _as_on_a_gpu(tensor: torch.Tensor) -> int:
+    return weighed_sum(tensor.view(torch.uint8))
+
+
+@pytest.mark.parametrize("fingerprint", [fingerprint, _as_on_a_gpu])
+def test_a_fingerprint_tells_a_bit_and_an_order(fingerprint: Callable[[torch.Tensor], int]) -> None:
     tensor = torch.arange(10, dtype=torch.float32)
     before = fingerprint(tensor)
     assert fingerprint(tensor.clone()) == before

@@ -90,9 +90,10 @@ def test_a_size_counts_the_real_caches_tensors() -> None:
     assert tuple(tensor.numel() for tensor in policy.cache_tensors(cache).values()) == size.cache_sizes
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_the_capacity_is_enough_for_each_stage_and_never_for_both_sides(size: Size) -> None:
-    plan = plan_for(size)
+def test_the_capacity_is_enough_for_each_stage_and_never_for_both_sides(size: Size, on_gpu: bool) -> None:
+    plan = plan_for(size, on_gpu=on_gpu)
     assert plan.capacity_bytes < plan.together_bytes
     assert plan.capacity_bytes % FRAME_BYTES == 0
     for stage in STAGES:
@@ -107,7 +108,7 @@ def test_both_sides_find_the_same_answer_equally_likely() -> None:
     for tensor in policy.cache_tensors(cache).values():
         tensor.fill_(float("nan"))
     prompts = torch.tensor(task.make_prompts(random.Random(1), size.prompts))
-    answers, logprobs = policy.generate(model, cache, prompts)
+    answers, logprobs = policy.generate(policy.Decoder(model, cache, None), model, cache, prompts)
     sequence = torch.cat([prompts.repeat_interleave(size.samples, dim=0), answers], dim=1)
     with torch.no_grad():
         again = policy.answer_logprobs(model, prompts, answers)
