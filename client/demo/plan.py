@@ -15,7 +15,7 @@ GPU_FRAME_BYTES = 32 * MIB
 ELEMENT_BYTES = 4
 CAPACITY_SHARE = 0.7
 GRAPH_LOGITS = 6
-SEGMENTS_BYTES = 64 * MIB
+SEGMENTS_BYTES = 24 * MIB
 STAGES = (
     ("trainer/params", "rollout/weights"),
     ("rollout/weights", "rollout/kv_cache"),
