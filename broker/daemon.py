@@ -123,6 +123,7 @@ class _Daemon:
             frame_sizes_bytes=config.place.frame_sizes_bytes,
             host_budget_bytes=config.host_budget_bytes,
             arena_file_bytes=config.arena_file_bytes,
+            pool_ns=config.place.pool_ns,
             arena_ahead=config.place.arena_ahead,
         )
         runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))

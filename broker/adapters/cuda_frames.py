@@ -5,7 +5,8 @@ kernel, so all three are done on one thread. It alone changes the sum of what ex
 are never taken while memory is on its way in or out.
 
 A few of the smallest frames are made ahead of need: an export after a pause takes most of a millisecond, which malloc
-would wait for. They are not in the ledger, and live on what the capacity leaves free; they go when the driver runs out.
+would wait for. They are not in the ledger, and live on what the capacity leaves free; they go when the driver runs out,
+and with the last frame.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 AHEAD_FRAMES = 4
 KEEP_FREE_BYTES = 2 * GIB
+POOL_NS = 2_000_000_000
 # The readings that fences wait for: all of them share one, and after a few seconds there is one in two seconds.
 FENCE_POLL_FIRST_S = 0.001
 FENCE_POLL_LAST_S = 2.0
@@ -124,7 +126,6 @@ class CudaFrames:
         self._unclaimed: set[int] = set()
         self._used_bytes = 0
         self._thread = JobThread("frames")
-        self._refill()
 
     def sizes_bytes(self) -> tuple[int, ...]:
         """Return the frame sizes, ascending."""
@@ -211,7 +212,7 @@ class CudaFrames:
 
     def _refill(self) -> None:
         """Make one more frame ahead, when nobody waits for one and the device is not known to be full."""
-        wanted = len(self._ahead) < self._ahead_frames and not self._tight
+        wanted = bool(self._frames) and len(self._ahead) < self._ahead_frames and not self._tight
         if self._creating or self._refilling or self._closing or not wanted:
             return
         self._refilling = True
@@ -222,11 +223,19 @@ class CudaFrames:
         if isinstance(made, _Frame):
             self._unclaimed.discard(made.fd)
             self._ahead.append(made)
+            self._give_back_the_last()
         else:
             self._tight = True
         self._refill()
 
+    def _give_back_the_last(self) -> None:
+        """Have nothing made ahead when there is no other frame: a daemon that lends nothing takes nothing."""
+        if not self._frames:
+            self._give_ahead_back()
+            self._tight = False
+
     def _room_again(self, event: FrameDestroyed | FencePassed) -> None:
+        self._give_back_the_last()
         self._tight = False
         self._deliver(event)
         self._refill()
@@ -369,6 +378,11 @@ class CudaPlace:
     def arena_ahead(self) -> bool:
         """Return True: populating and registering takes several times as long as the copy."""
         return True
+
+    @property
+    def pool_ns(self) -> int:
+        """Return two seconds: closing and making 16 GiB takes ten milliseconds and more, and mapping them one."""
+        return POOL_NS
 
     def frames(self, deliver: Deliver) -> CudaFrames:
         """Return the frames of this device, for the running loop. Ownership: they close the meter."""

@@ -12,7 +12,8 @@ from vrambroker.broker.ports import Deliver, Frames
 class Place(Protocol):
     """A device, found and open. `lent_bytes` is what is lent of it unless the operator says otherwise.
 
-    `arena_ahead`: whether host memory is set up for contents before they must be parked.
+    `arena_ahead`: whether host memory is set up for contents before they must be parked. `pool_ns`: for how long
+    frames that come back are kept for whoever asks next.
     """
 
     @property
@@ -25,6 +26,8 @@ class Place(Protocol):
     def frame_sizes_bytes(self) -> tuple[int, ...]: ...
     @property
     def arena_ahead(self) -> bool: ...
+    @property
+    def pool_ns(self) -> int: ...
     def frames(self, deliver: Deliver) -> Frames:
         """Return the frames of this device, for the running loop. Ownership: the caller's, who closes them."""
         ...
@@ -51,6 +54,11 @@ class HostPlace:
     def arena_ahead(self) -> bool:
         """Return False: the host's memory is the device here, and there is nothing to register."""
         return False
+
+    @property
+    def pool_ns(self) -> int:
+        """Return 0: making a memfd takes microseconds."""
+        return 0
 
     def frames(self, deliver: Deliver) -> HostFrames:
         """Return memfds."""

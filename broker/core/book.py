@@ -130,6 +130,8 @@ class Book:
         self.told: dict[LeaseId, Told] = {}
         self.stirred: dict[TicketId, None] = {}
         self.supply_grew = False
+        self.pool_until: Instant | None = None
+        self.pooled_bytes = 0
         self._deadlines: list[tuple[Instant, int, Bounded]] = []
         self._bounded = 0
 

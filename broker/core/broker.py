@@ -98,7 +98,8 @@ class Broker:
 
     def next_deadline(self) -> Instant | None:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
-        return self._book.next_deadline()
+        deadlines = (self._book.next_deadline(), self._book.pool_until)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def snapshot(self) -> Snapshot:
         """Return everything the broker knows as plain frozen values."""

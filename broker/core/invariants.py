@@ -245,7 +245,12 @@ def counters_tell_the_truth(book: Book) -> None:
     _hold(idle_bytes == book.idle.size_bytes, name, f"{idle_bytes} idle, {book.idle.size_bytes} counted")
     for lease in book.leases.values():
         _count_slots(lease)
-    _hold(ledger.pool.size_bytes <= book.limits.pool_bytes_max, "the pool keeps to its size", ledger.pool.size_bytes)
+    kept = book.pool_until is not None and book.now < book.pool_until
+    _hold(
+        kept or ledger.pool.size_bytes <= book.limits.pool_bytes_max,
+        "the pool keeps to its size",
+        ledger.pool.size_bytes,
+    )
 
 
 def _count_slots(lease: Lease) -> None:

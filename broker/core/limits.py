@@ -11,6 +11,8 @@ NS_PER_S = 1_000_000_000
 class Limits:
     """Sizes in bytes. `frame_sizes_bytes` ascends, each divides the next, and the smallest divides the capacity.
 
+    `pool_bytes_max`: how much nobody's frames may come to for ever; `pool_ns`: for how long what is more than that is
+    kept after the last frame came back, for whoever asks next.
     `arena_ahead`: files are made, and offered to a session's process, for what it may have to park, before it does.
     `replays_max`: how often a request may be sent again while it is not answered.
     `claim_ns`: how long frames are kept for a claim until it is presented, and then until they have arrived.
@@ -24,6 +26,7 @@ class Limits:
     arena_file_bytes: int
     arena_ahead: bool = False
     pool_bytes_max: int = 0
+    pool_ns: int = 0
     sessions_max: int = 256
     leases_per_session_max: int = 4096
     slots_per_lease_max: int = 65536

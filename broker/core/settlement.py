@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from vrambroker.broker.core import files, grant, hold, scheduler
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
-from vrambroker.broker.core.ids import LeaseId
+from vrambroker.broker.core.ids import Instant, LeaseId
 from vrambroker.broker.core.lending import out_of_device_memory, withdraw
 from vrambroker.broker.core.scheduler import Reach
 from vrambroker.broker.core.ticket import Stage, Ticket
@@ -87,10 +87,20 @@ def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:
 
 
 def _trim_pool(book: Book) -> None:
-    """Destroy the frames that nobody took and that there is no room for in the pool."""
-    for frame in list(book.ledger.pool) if book.ledger.pool.size_bytes > book.limits.pool_bytes_max else []:
-        if book.ledger.pool.size_bytes > book.limits.pool_bytes_max:
+    """Destroy the frames that nobody took and that there is no room for in the pool, once their time is over."""
+    pool, limits = book.ledger.pool, book.limits
+    grew, book.pooled_bytes = pool.size_bytes > book.pooled_bytes, pool.size_bytes
+    if pool.size_bytes <= limits.pool_bytes_max:
+        book.pool_until = None
+        return
+    if grew and limits.pool_ns:
+        book.pool_until = Instant(book.now + limits.pool_ns)
+    if book.pool_until is not None and book.now < book.pool_until:
+        return
+    for frame in list(pool):
+        if pool.size_bytes > limits.pool_bytes_max:
             hold.destroy(book, frame)
+    book.pool_until, book.pooled_bytes = None, pool.size_bytes
 
 
 def _publish_leases(book: Book) -> None:

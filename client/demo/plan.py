@@ -68,7 +68,7 @@ def plan_for(size: Size, *, on_gpu: bool = False) -> Plan:
 
 def _graph_bytes(size: Size) -> int:
     """Return about what a step of decoding has at once: a few times the logits, above all."""
-    return GRAPH_LOGITS * size.prompts * size.samples * size.vocabulary * ELEMENT_BYTES + 64 * MIB
+    return GRAPH_LOGITS * size.prompts * size.samples * size.vocabulary * ELEMENT_BYTES + 32 * MIB
 
 
 def _on_gpu(needed_bytes: int) -> int:

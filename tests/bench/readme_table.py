@@ -9,8 +9,22 @@ RESULTS = Path(__file__).parent / "results"
 OPEN, CLOSE = "<!-- figures -->\n", "<!-- /figures -->"
 
 
-def number_text(value: float) -> str:
-    """Return a figure with three digits that mean something."""
+OTHERS = {"floor": "the limit", "incumbent": "torch_memory_saver"}
+MIB = 1 << 20
+
+
+def text(value: float | None, unit: str) -> str:
+    """Return a figure with three digits that mean something, in a unit that suits it; a dash if there is none."""
+    if value is None:
+        return "–"
+    if unit == "s" and value < 1:
+        return f"{_digits(value * 1e3)} ms" if value >= 1e-3 else f"{_digits(value * 1e6)} µs"
+    if unit == "bytes" and value >= MIB:
+        return f"{_digits(value / MIB)} MiB"
+    return _digits(value) if unit == "ratio" else f"{_digits(value)} {unit}"
+
+
+def _digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -20,11 +34,14 @@ def tables() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
         parts.append(f"Measured on {content['device']} ({content['driver']}), {content['date']}; medians, one run.\n")
-        rows = ["| figure | value | predicted |", "|---|---|---|"]
+        others = [column for column in OTHERS if any(result[column] is not None for result in content["results"])]
+        rows = [
+            f"| figure | measured |{''.join(f' {OTHERS[column]} |' for column in others)} predicted |",
+            f"|---|{'---|' * (len(others) + 2)}",
+        ]
         for result in content["results"]:
-            unit = "" if result["unit"] == "ratio" else f" {result['unit']}"
-            value, guess = number_text(result["value"]), number_text(result["prediction"])
-            rows.append(f"| {result['what']} | {value}{unit} | {guess}{unit} |")
+            shown = [result["value"], *(result[column] for column in others), result["prediction"]]
+            rows.append(f"| {result['what']} | {' | '.join(text(value, result['unit']) for value in shown)} |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 

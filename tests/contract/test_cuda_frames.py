@@ -224,6 +224,24 @@ def test_a_frame_made_ahead_is_handed_out_and_made_up_for() -> None:
     run(test())
 
 
+def test_a_daemon_that_lends_nothing_takes_nothing() -> None:
+    async def test() -> None:
+        heard = Heard()
+        bench = CudaFramesBench(heard.deliver, ahead_frames=2)
+        fds = open_fds()
+        frames = await _created(bench, heard, 1, 2)
+        while open_fds() != fds + 4:  # noqa: ASYNC110  its thread tells nobody
+            await asyncio.sleep(0)
+        for frame in frames:
+            bench.frames.destroy(frame)
+            assert await heard.next() == FrameDestroyed(frame=frame)
+        while open_fds() != fds:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        bench.frames.close()
+
+    run(test())
+
+
 def test_frames_made_ahead_go_back_before_the_device_is_called_full() -> None:
     async def test() -> None:
         heard = Heard()

@@ -60,6 +60,7 @@ def draw_limits(chance: Random) -> Limits:
         tags_per_call_max=4,
         requests_remembered_max=chance.choice((1, 4, 16, 10_000)),
         claim_ns=chance.choice((300, 20_000)),
+        pool_ns=chance.choice((0, 0, 300, 3_000)),
         arena_ahead=chance.random() < 0.5,
         patience_ns=chance.choice((0, 2_000)),
     )

@@ -37,6 +37,7 @@ def limits(
     claim: int = 500,
     patience: int = 0,
     ahead: bool = False,
+    pool_time: int = 0,
 ) -> Limits:
     """Return limits in units of one MiB and one nanosecond."""
     return Limits(
@@ -54,6 +55,7 @@ def limits(
         claim_ns=claim,
         patience_ns=patience,
         arena_ahead=ahead,
+        pool_ns=pool_time,
     )
 
 

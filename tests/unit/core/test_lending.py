@@ -291,6 +291,34 @@ def test_a_frame_returned_in_mid_recall_goes_to_whom_it_was_promised() -> None:
     assert not desk.sent(ef.DestroyFrame)
 
 
+def test_frames_that_come_back_are_kept_for_a_while_and_recycled() -> None:
+    desk = Desk(limits(pool_time=1000))
+    session = desk.attach(peer(1))
+    desk.give(session, desk.lease(session, "w", 4))
+    due = desk.broker.next_deadline()
+    assert due is not None
+    assert due <= desk.now + 1000
+    again = desk.lease(session, "w", 3)
+    assert len(desk.sent(ef.CreateFrame)) == 4, "none is made anew"
+    desk.at(due - 10)
+    desk.give(session, again)
+    desk.at(due + 10)
+    assert not desk.sent(ef.DestroyFrame), "the last to come back has its time"
+    due = desk.broker.next_deadline()
+    assert due is not None
+    desk.at(due)
+    assert len(desk.sent(ef.DestroyFrame)) == 4
+    assert desk.broker.next_deadline() is None
+
+
+def test_what_is_kept_for_a_while_is_there_for_others_at_once() -> None:
+    desk = Desk(limits(capacity=4, pool_time=100))
+    session, stranger = desk.attach(peer(1)), desk.attach(peer(2, domain=Domain("another")))
+    desk.give(session, desk.lease(session, "w", 4))
+    assert isinstance(desk.lend(stranger, "w", 4), ef.Leased)
+    assert len(desk.sent(ef.DestroyFrame)) == 4, "but not as they are"
+
+
 def test_returned_frames_go_to_the_pool_as_far_as_it_reaches() -> None:
     desk = Desk(limits(pool=2))
     session = desk.attach(peer(1))
