@@ -1,10 +1,11 @@
 """The `broker` command. Exit codes: 0 done, 1 refused or failed (one line on stderr, the error's name first), 2 usage."""
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, Invali
 if TYPE_CHECKING:
     from vrambroker.client.discovery import Endpoint
     from vrambroker.client.rpc import Control
+    from vrambroker.client.status import Status
 
 app = typer.Typer(
     name="broker",
@@ -36,14 +38,32 @@ Target = Annotated[str, typer.Argument(metavar="SESSION/TAG", help="Whose tag.")
 WATCH_SECONDS = 1.0
 
 
+def _seconds(value: float) -> float:
+    """Refuse a time that is none, as a matter of usage."""
+    if math.isnan(value) or value < 0:
+        raise typer.BadParameter(f"{value} is no time: expected seconds, 0 or more")
+    return value
+
+
 @contextmanager
 def _reported() -> Iterator[None]:
     """Turn an expected error into one line on stderr and exit code 1."""
     try:
         yield
-    except BrokerError as error:
-        print(f"{type(error).__name__}: {error.message}", file=sys.stderr)  # noqa: T201
+    except (BrokerError, OSError) as error:
+        _report(error)
         raise typer.Exit(1) from None
+
+
+def _report(error: BrokerError | OSError) -> None:
+    """Write the error's one line. What others said may be in it, and is not to act on the terminal."""
+    text = error.message if isinstance(error, BrokerError) else str(error)
+    print(f"{type(error).__name__}: {one_line(text)}", file=sys.stderr)  # noqa: T201
+
+
+def one_line(text: str) -> str:
+    """Return the text with everything that is not printable spelled out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _use_run_dir(run_dir: Path | None) -> None:
@@ -77,6 +97,19 @@ def _endpoints(device: str | None) -> tuple["Endpoint", ...]:
     return found
 
 
+def _reachable(stack: ExitStack, found: Iterable["Endpoint"]) -> tuple[list["Control"], int]:
+    """Connect to every daemon that answers, until the stack is closed, and report the others; returns how many."""
+    controls: list[Control] = []
+    dead = 0
+    for endpoint in found:
+        try:
+            controls.append(stack.enter_context(_acting_on(endpoint)))
+        except (BrokerError, OSError) as error:
+            _report(error)
+            dead += 1
+    return controls, dead
+
+
 @app.command()
 def serve(
     device: Annotated[str, typer.Option(help="host, host:N, cuda, cuda:N or a GPU's UUID.")] = "host",
@@ -102,31 +135,45 @@ def status(
     device: Device = None,
     run_dir: RunDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: a list with an entry for each device.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Renew every second until interrupted.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Renew every second; with --json a line each.")] = False,
 ) -> None:
-    """Show who holds what, what is free, and who waits."""
+    """Show who holds what, what is free, and who waits. A daemon that does not answer is reported, and the exit code is 1."""
     from rich.console import Console
     from rich.live import Live
 
     from vrambroker.broker.status_view import status_json, status_renderable
 
     _use_run_dir(run_dir)
-    with _reported(), ExitStack() as open_controls:
-        controls = [open_controls.enter_context(_acting_on(endpoint)) for endpoint in _endpoints(device)]
-        if as_json:
-            print(json.dumps([status_json(control.status()) for control in controls], indent=2))  # noqa: T201
-            return
+    with _reported(), ExitStack() as stack:
+        controls, dead = _reachable(stack, _endpoints(device))
         console = Console()
-        if not watch:
-            console.print(status_renderable([control.status() for control in controls]))
-            return
-        with Live(console=console, auto_refresh=False) as live:
-            try:
-                while True:
-                    live.update(status_renderable([control.status() for control in controls]), refresh=True)
-                    time.sleep(WATCH_SECONDS)
-            except KeyboardInterrupt:
-                return
+
+        def now() -> list["Status"]:
+            return [control.status() for control in controls]
+
+        if as_json and watch:
+            _repeat(lambda: print(json.dumps([status_json(one) for one in now()]), flush=True))  # noqa: T201
+        elif as_json:
+            print(json.dumps([status_json(one) for one in now()], indent=2))  # noqa: T201
+        elif watch and console.is_terminal:
+            with Live(console=console, auto_refresh=False) as live:
+                _repeat(lambda: live.update(status_renderable(now()), refresh=True))
+        elif watch:
+            _repeat(lambda: console.print(status_renderable(now())))
+        else:
+            console.print(status_renderable(now()))
+        if dead:
+            raise typer.Exit(1)
+
+
+def _repeat(show: Callable[[], None]) -> None:
+    """Show it every second until interrupted."""
+    try:
+        while True:
+            show()
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -138,9 +185,10 @@ def _split(target: str) -> tuple[str, str]:
 
 @contextmanager
 def _acting_on_session(session: str, device: str | None) -> Iterator["Control"]:
-    """Connect to the daemon that has a session of this name."""
-    for endpoint in _endpoints(device):
-        with _acting_on(endpoint) as control:
+    """Connect to the daemon that has a session of this name; those that don't answer are reported."""
+    with ExitStack() as stack:
+        controls, _ = _reachable(stack, _endpoints(device))
+        for control in controls:
             if any(entry.name == session and not entry.ended for entry in control.status().sessions):
                 yield control
                 return
@@ -151,7 +199,7 @@ def _acting_on_session(session: str, device: str | None) -> Iterator["Control"]:
 def pause(
     target: Target,
     release: Annotated[bool, typer.Option(help="Wait until its memory has left the device.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is out of use.")] = 10.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is out of use.", callback=_seconds)] = 10.0,
     device: Device = None,
     run_dir: RunDir = None,
 ) -> None:
@@ -166,7 +214,9 @@ def pause(
 @app.command()
 def resume(
     target: Target,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for room; 0: only for what is certain.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for room; 0: only for what is certain.", callback=_seconds)
+    ] = 10.0,
     device: Device = None,
     run_dir: RunDir = None,
 ) -> None:

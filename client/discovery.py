@@ -82,8 +82,11 @@ def device_id(device: str) -> str:
 
     Raises `InvalidArgument` for what can't be a device, and for `cuda:N` where torch sees no such GPU.
     """
-    if device == "host":
-        return "host:0"
+    if is_host(device):
+        number = "0" if device == "host" else device.removeprefix("host:")
+        if not (number.isascii() and number.isdecimal()):
+            raise InvalidArgument(message=f"{device!r} is no device: expected host:N", argument="device")
+        return f"host:{int(number)}"
     if device == "cuda" or device.startswith("cuda:"):
         return _cuda_uuid(device)
     if not device or "/" in device or "\0" in device or device.startswith("."):

@@ -1,15 +1,22 @@
 """The `broker` command as a person and a script use it: what it prints, and its exit codes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vrambroker.broker.cli import one_line
+
 if TYPE_CHECKING:
-    from tests.process.conftest import RunningBroker, StartBroker, StartWorker
+    from tests.process.conftest import RunningBroker, StartBroker, StartWorker, WaitFor
+    from vrambroker.client.rpc import Control
 
 DEADLINE_S = 30.0
 
@@ -89,7 +96,11 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
         (("pause", "weights"), 1, "InvalidArgument: "),
         (("resume", "rollout/weights"), 1, "UnknownTag: "),
         (("status", "--device", "host:99999"), 1, "BrokerUnavailable: "),
+        (("status", "--device", "host:x"), 1, "InvalidArgument: "),
         (("status", "--nonsense"), 2, "Usage: "),
+        (("pause", "rollout/kv_cache", "--timeout", "nan"), 2, "Usage: "),
+        (("resume", "rollout/kv_cache", "--timeout", "-1"), 2, "Usage: "),
+        (("timeline", "/dev/null/out.svg"), 1, "FileExistsError: "),
         (("serve", "--capacity", "many"), 1, "InvalidArgument: "),
         (("serve", "--device", "tpu:0"), 1, "InvalidArgument: "),
         (("timeline", "out.png"), 1, "InvalidArgument: "),
@@ -133,3 +144,111 @@ def test_status_for_people_names_the_holder(broker: "RunningBroker", start_worke
     done = command(broker, "status")
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("rollout", "kv_cache", "resident", "4.0 MiB"))
+
+
+def test_a_daemon_that_is_gone_does_not_hide_the_others(
+    broker: "RunningBroker", start_broker: "StartBroker", start_worker: "StartWorker"
+) -> None:
+    assert start_worker(HOLDER).ask("scoped") == "ready"
+    other = start_broker()
+    other.kill()
+    done = command(broker, "status", "--json")
+    assert done.returncode == 1
+    assert [entry["device"]["id"] for entry in json.loads(done.stdout)] == [broker.device]
+    assert done.stderr.startswith("BrokerUnavailable: ")
+    assert done.stderr.count("\n") == 1
+    assert other.device in done.stderr
+    done = command(broker, "status")
+    assert done.returncode == 1
+    assert "kv_cache" in done.stdout
+    assert command(broker, "pause", "rollout/kv_cache").returncode == 0
+
+
+def test_what_a_message_says_does_not_act_on_the_terminal() -> None:
+    assert one_line("a\x1b[31m\nb\u202e \udcff é") == "a\\x1b[31m\\nb\\u202e \\udcff é"
+
+
+@pytest.mark.parametrize(("options", "on_terminal"), [(("--json",), False), ((), False), ((), True)])
+def test_a_watch_is_renewed_until_it_is_interrupted(
+    broker: "RunningBroker", start_worker: "StartWorker", options: tuple[str, ...], on_terminal: bool
+) -> None:
+    worker = start_worker(HOLDER)
+    assert worker.ask("scoped") == "ready"
+    ours, theirs = os.openpty() if on_terminal else os.pipe()
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "vrambroker.broker.cli", "status", "--watch", *options],
+        env={**broker.environment, "TERM": "xterm", "COLUMNS": "120"},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    assert watching.stderr is not None
+    late = threading.Timer(DEADLINE_S, watching.kill)
+    late.start()
+    try:
+        _read_until(ours, b"resident")
+        assert command(broker, "pause", "rollout/kv_cache", "--release").returncode == 0
+        seen = _read_until(ours, b"parked")
+        assert not options or json.loads(seen.splitlines()[-1])[0]["device"]["lent_bytes"] == 0
+        watching.send_signal(signal.SIGINT)
+        assert (watching.wait(DEADLINE_S), watching.stderr.read()) == (0, b"")
+    finally:
+        late.cancel()
+        watching.kill()
+        watching.wait(DEADLINE_S)
+        watching.stderr.close()
+        os.close(ours)
+
+
+def _read_until(fd: int, word: bytes) -> bytes:
+    """Read until there is the word, and the end of its line."""
+    seen = b""
+    while b"\n" not in seen.partition(word)[2]:
+        got = os.read(fd, 1 << 16)
+        assert got, seen
+        seen += got
+    return seen
+
+
+IN_USE = HOLDER.replace('client.use_exit(("kv_cache",), "forward")', "")
+
+
+def test_a_pause_waits_as_long_as_it_is_told_to(broker: "RunningBroker", start_worker: "StartWorker") -> None:
+    assert start_worker(IN_USE).ask("scoped") == "ready"
+    began = time.monotonic()
+    done = command(broker, "pause", "rollout/kv_cache", "--timeout", "0.2")
+    assert done.returncode == 1
+    assert "forward" in done.stderr
+    assert time.monotonic() - began < 9.0, "by default it waits for ten seconds"
+
+
+WAITING = """
+from vrambroker.client.native import Client
+from vrambroker.client.discovery import find
+client = Client(socket_path=str(find().handle_socket), name="trainer", device="host", version="test", timeout_s=10)
+client.open_lease("params", "drop").malloc(48 << 20, timeout_s=1)
+client.pause(("params",), release=True, timeout_s=10)
+tell("paused")
+told()
+tell("asking")
+client.resume(("params",), timeout_s=60)
+tell("resumed")
+"""
+
+
+def test_who_waits_is_shown_with_whom_they_wait_for(
+    broker: "RunningBroker", start_worker: "StartWorker", control: "Control", wait_for: "WaitFor"
+) -> None:
+    trainer = start_worker(WAITING)
+    assert trainer.hear() == "paused"
+    holder = start_worker(HOLDER.replace("4 << 20", "32 << 20"))
+    assert holder.ask("scoped") == "ready"
+    assert trainer.ask() == "asking"
+    wait_for(control, lambda: bool(control.status().queue))
+    done = command(broker, "status")
+    assert done.returncode == 0
+    waiting = done.stdout[done.stdout.index("waiting") :]
+    assert all(word in waiting for word in ("trainer", "params", "48.0 MiB", "rollout/kv_cache"))
+    assert status(broker)[0]["queue"][0]["session"] == "trainer"
+    assert command(broker, "pause", "rollout/kv_cache").returncode == 0
+    assert trainer.hear() == "resumed"
