@@ -1,10 +1,12 @@
 """Packets, peers and fds that have no business here: a closed connection or a typed error, and nothing is left."""
 
 import array
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -21,22 +23,28 @@ def _send(connection: socket.socket, packet: bytes, fds: list[int]) -> None:
     connection.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
-def test_ten_thousand_random_packets_leave_nothing(daemon: Daemon) -> None:
-    """Some are whole records, so memory is lent for a while; but once the strangers have ended, all is as it was."""
+def test_ten_thousand_random_packets_with_fds_leave_nothing(daemon: Daemon) -> None:
+    """As many are whole records, so memory is lent for a while; but once the strangers have ended, all is as it was."""
     witness = daemon.client("witness")
     lease = witness.lease("weights", 4 * MIB)
     witness.fill(lease, 1)
     before = daemon.operator.status()
     fds = daemon.fds()
+    sent: Counter[str] = Counter()
     for seed in SEEDS:
         command = [sys.executable, "-m", STORM, str(daemon.handles), str(seed), str(PACKETS_PER_SEED)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert (ran.returncode, ran.stderr) == (0, ""), f"seed {seed}"
-        assert int(ran.stdout) >= PACKETS_PER_SEED
+        sent.update(json.loads(ran.stdout))
         after = daemon.operator.wait_until(lambda status: len(status.sessions) == 1 and not status.device.held_bytes)
         assert after.device.lent_bytes == before.device.lent_bytes
+        assert after.host == before.host
         assert after.sessions == before.sessions
         daemon.wait_for_fds(fds)
+        assert daemon.fds() == fds
+    assert sent["with fds"] >= 10_000
+    assert sent["whole"] >= 5_000
+    assert sent["spoiled"] >= 1_000
     assert witness.intact(lease, 1)
     witness.pause("weights")
     assert witness.resume("weights") == {"weights": True}
