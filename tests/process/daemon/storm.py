@@ -15,6 +15,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.process.daemon.raw_client import NO_TOKEN, Gone, Refused, connect, say_hello
 from vrambroker.broker.adapters import records
@@ -56,7 +57,7 @@ def _value(kind: str | records.ListOf, name: str, chance: random.Random, heard: 
 def record(chance: random.Random, heard: Sequence[int]) -> bytes:
     """Return a whole record of a worker's."""
     kind = chance.choice(ACCEPTED) if chance.random() < 0.97 else records.Bye
-    values = {name: _value(layout, name, chance, heard) for name, layout in kind.LAYOUT}
+    values: dict[str, Any] = {name: _value(layout, name, chance, heard) for name, layout in kind.LAYOUT}
     return records.encode(kind(**values))
 
 
