@@ -79,6 +79,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._queue: deque[Event] = deque()
+        self._drawn: Snapshot | None = None
         self._world: World | None = None
         self._busy = False
         self._stopped = False
@@ -98,8 +99,10 @@ class Runtime:
             self._timer.cancel()
 
     def snapshot(self) -> Snapshot:
-        """Return all that the core knows."""
-        return self._core.snapshot()
+        """Return all that the core knows. Drawn anew only after an event, since nothing else changes it."""
+        if self._drawn is None:
+            self._drawn = self._core.snapshot()
+        return self._drawn
 
     def now(self) -> Instant:
         """Return the time on the clock that deadlines are on."""
@@ -135,6 +138,7 @@ class Runtime:
         try:
             while self._queue and not self._stopped:
                 event = self._queue.popleft()
+                self._drawn = None
                 for effect in self._core.handle(event, self._clock.now()):
                     perform(effect, world)
             event = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from vrambroker.broker.adapters import records
+from vrambroker.broker.adapters.metadata import ERROR_KEY, TOKEN_KEY
 from vrambroker.broker.core.errors import (
     BrokerError,
     BrokerLost,
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     import grpc
 
     from vrambroker.v1.broker_pb2_grpc import BrokerStub
-
-TOKEN_KEY = "vrambroker-token-bin"
-ERROR_KEY = "vrambroker-error-bin"
 
 # What an answer may take beyond the time that the daemon itself was given to wait.
 ANSWER_TIMEOUT_S = 10.0

@@ -21,6 +21,7 @@ from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_de
 from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.identity import Process
 from vrambroker.broker.adapters.messages import contents_from_wire, event_of
+from vrambroker.broker.adapters.metadata import ERROR_KEY, TOKEN_KEY
 from vrambroker.broker.adapters.quota import Quota
 from vrambroker.broker.adapters.roster import Caller, Roster
 from vrambroker.broker.core import effects, events
@@ -32,8 +33,6 @@ from vrambroker.broker.ports import Deliver
 from vrambroker.v1 import broker_pb2 as v1
 from vrambroker.v1 import broker_pb2_grpc
 
-TOKEN_KEY = "vrambroker-token-bin"
-ERROR_KEY = "vrambroker-error-bin"
 REQUEST_ID_MAX = 128
 CALLS_PER_PROCESS = 256
 CALLS_PER_USER = 512

@@ -76,6 +76,8 @@ def _close_connection(book: Book, session: Session, connection: ConnectionId) ->
 
 def connect(book: Book, session: Session, connection: ConnectionId) -> None:
     """Send over a new connection, out of state alone, everything that the agent may have missed."""
+    if session.connection is None:
+        book.publish(Kind.SESSION_CONNECTED, "its agent can be reached", session=session.name)
     session.connection = connection
     for lease in (book.leases[number] for number in session.leases):
         granted = tuple(granted_slot(slot) for slot in lease.in_state(SlotState.GRANTED))
@@ -99,6 +101,7 @@ def connection_lost(book: Book, event: ConnectionLost) -> None:
     session = book.sessions.live.get(event.session)
     if session is not None and session.connection == event.connection:
         session.connection = None
+        book.publish(Kind.SESSION_DISCONNECTED, "its agent can't be reached", session=session.name)
 
 
 def detach(book: Book, event: Detach) -> None:

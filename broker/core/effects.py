@@ -223,6 +223,8 @@ class Kind(Enum):
     """What a line of the event stream is about."""
 
     SESSION_ATTACHED = "session_attached"
+    SESSION_CONNECTED = "session_connected"
+    SESSION_DISCONNECTED = "session_disconnected"
     SESSION_ENDED = "session_ended"
     FENCE_PASSED = "fence_passed"
     LEASE_CHANGED = "lease_changed"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from vrambroker.broker.adapters.clock import MonotonicClock
+from vrambroker.broker.core import views
+from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import (
     DestroyFrame,
     Done,
@@ -20,10 +22,12 @@ from vrambroker.broker.core.effects import (
 from vrambroker.broker.core.errors import BrokerError, InvariantViolation
 from vrambroker.broker.core.events import CallAbandoned, DeadlineReached, Drain, Event, FrameDestroyed
 from vrambroker.broker.core.ids import ArenaFileId, CallId, ConnectionId, Domain, FrameId, Instant, OrderId, SessionId
+from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.snapshot import Snapshot
 from vrambroker.broker.runtime import Bug, Runtime, World
 
 MS = 1_000_000
+LIMITS = Limits(capacity_bytes=1, frame_sizes_bytes=(1,), host_budget_bytes=0, arena_file_bytes=1)
 Handle = Callable[[Event, Instant], list[Effect]]
 
 
@@ -45,7 +49,7 @@ class ScriptedCore:
         return self.deadline
 
     def snapshot(self) -> Snapshot:
-        raise InvariantViolation("not asked for here")
+        return views.snapshot(Book(LIMITS))
 
 
 class Ports:
@@ -175,6 +179,19 @@ def test_an_event_from_a_thread_is_handled_on_the_loop() -> None:
         await asyncio.sleep(0)
         assert bench.core.handled == [_abandoned(number) for number in range(20)]
         assert set(threads) == {threading.get_ident()}
+
+    _run(test())
+
+
+def test_a_snapshot_is_drawn_anew_after_every_event_and_only_then() -> None:
+    async def test() -> None:
+        bench = Bench(lambda event, now: [])
+        first = bench.runtime.snapshot()
+        assert bench.runtime.snapshot() is first
+        bench.runtime.submit(Drain())
+        second = bench.runtime.snapshot()
+        assert second is not first
+        assert bench.runtime.snapshot() is second
 
     _run(test())
 

@@ -1,16 +1,20 @@
 """Packets, peers and fds that have no business here: a closed connection or a typed error, and nothing is left."""
 
 import array
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 
 import pytest
 
 from tests.process.daemon.harness import DEADLINE_S, MIB, ROOT, Daemon
 from tests.process.daemon.raw_client import Gone, RawClient, Refused, connect, receive, say_hello
 from vrambroker.broker.adapters import records
+from vrambroker.v1 import broker_pb2 as v1
 
 STORM = "tests.process.daemon.storm"
 SEEDS = range(5)
@@ -21,22 +25,28 @@ def _send(connection: socket.socket, packet: bytes, fds: list[int]) -> None:
     connection.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
-def test_ten_thousand_random_packets_leave_nothing(daemon: Daemon) -> None:
-    """Some are whole records, so memory is lent for a while; but once the strangers have ended, all is as it was."""
+def test_ten_thousand_random_packets_with_fds_leave_nothing(daemon: Daemon) -> None:
+    """As many are whole records, so memory is lent for a while; but once the strangers have ended, all is as it was."""
     witness = daemon.client("witness")
     lease = witness.lease("weights", 4 * MIB)
     witness.fill(lease, 1)
     before = daemon.operator.status()
     fds = daemon.fds()
+    sent: Counter[str] = Counter()
     for seed in SEEDS:
         command = [sys.executable, "-m", STORM, str(daemon.handles), str(seed), str(PACKETS_PER_SEED)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert (ran.returncode, ran.stderr) == (0, ""), f"seed {seed}"
-        assert int(ran.stdout) >= PACKETS_PER_SEED
+        sent.update(json.loads(ran.stdout))
         after = daemon.operator.wait_until(lambda status: len(status.sessions) == 1 and not status.device.held_bytes)
         assert after.device.lent_bytes == before.device.lent_bytes
+        assert after.host == before.host
         assert after.sessions == before.sessions
         daemon.wait_for_fds(fds)
+        assert daemon.fds() == fds
+    assert sent["with fds"] >= 10_000
+    assert sent["whole"] >= 5_000
+    assert sent["spoiled"] >= 1_000
     assert witness.intact(lease, 1)
     witness.pause("weights")
     assert witness.resume("weights") == {"weights": True}
@@ -168,9 +178,38 @@ OTHER_UID = """
 import os, sys
 from pathlib import Path
 handles, gid, session = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-from tests.process.daemon.harness import Operator
-from tests.process.daemon.raw_client import Refused, connect
+from tests.process.daemon.harness import MIB, Operator
+from tests.process.daemon.raw_client import RawClient, Refused, connect, say_hello
+from vrambroker.broker.adapters import records
 from vrambroker.broker.core.errors import BrokerError
+
+def outcome(verb, attempt):
+    try:
+        attempt()
+    except BrokerError as error:
+        return f"{verb}:{type(error).__name__}"
+    except Refused as error:
+        return f"{verb}:{error.name}"
+    return f"{verb}:done"
+
+def tried(operator, token, lease):
+    own = RawClient(handles, "own")
+    other = RawClient(handles, "other")
+    theirs = own.lease("small", 2 * MIB)
+    yield outcome("pause", lambda: operator.pause(session, "weights"))
+    yield outcome("release", lambda: operator.pause(session, "weights", release=True))
+    yield outcome("resume", lambda: operator.resume(session, "weights"))
+    yield outcome("hello", lambda: say_hello(connect(handles), "thief", token=token))
+    yield outcome("return", lambda: own.ask(lambda n: records.Return(request=n, lease=lease, slots=())))
+    yield outcome("slot", lambda: own.ask(lambda n: records.Return(request=n, lease=lease, slots=(lease + 1,))))
+    yield outcome("sibling", lambda: other.ask(lambda n: records.Return(request=n, lease=theirs, slots=())))
+    yield outcome("claim", lambda: own.claim(int(sys.argv[6])))
+    yield outcome("unheld", lambda: own.pause("weights"))
+    for report in (records.Left, records.Arrived):
+        own.send(report(lease=lease, slots=tuple(range(lease, lease + 9)), failure=""))
+        own.send(report(lease=lease, slots=tuple(range(lease, lease + 9)), failure="no"))
+    own.bye()
+    other.bye()
 os.setgroups([])
 os.setgid(gid)
 os.setuid(65534)
@@ -181,17 +220,14 @@ except PermissionError:
 except Refused as refused:
     print(refused.name)
 else:
-    try:
-        operator.pause(session, "weights")
-        print("paused")
-    except BrokerError as error:
-        print(type(error).__name__, error.uid)
+    print(*tried(operator, bytes.fromhex(sys.argv[4]), int(sys.argv[5])))
 """
 
 
-def _as_nobody(daemon: Daemon, gid: int) -> str:
+def _as_nobody(daemon: Daemon, gid: int, client: RawClient, lease: int, claim: int) -> list[str]:
+    arguments = [str(daemon.handles), str(gid), "trainer", client.token.hex(), str(lease), str(claim)]
     ran = subprocess.run(
-        [sys.executable, "-c", OTHER_UID, str(daemon.handles), str(gid), "trainer"],
+        [sys.executable, "-c", OTHER_UID, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -199,19 +235,40 @@ def _as_nobody(daemon: Daemon, gid: int) -> str:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+    return ran.stdout.split()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_is_refused_by_the_socket_then_by_the_daemon_then_by_the_owner(daemon: Daemon) -> None:
     client = daemon.client("trainer")
-    client.lease("weights", 2 * MIB)
+    lease = client.lease("weights", 2 * MIB)
     client.scopes["weights"] = "quiet"
-    assert _as_nobody(daemon, 65534) == "PermissionError"
+    client.fill(lease, 1)
+    unclaimed = v1.LeaseRequest(
+        request_id="c", tag="later", contents=v1.CONTENTS_DROP, size_bytes=2 * MIB, timeout_ms=60_000
+    )
+    metadata = (("vrambroker-token-bin", client.token),)
+    claim = daemon.operator.stub.Lease(unclaimed, timeout=DEADLINE_S, metadata=metadata).claim
+    before = daemon.operator.status()
+    attempt = partial(_as_nobody, daemon, client=client, lease=lease, claim=claim)
+    assert attempt(65534) == ["PermissionError"]
     for path in (daemon.handles, daemon.folder / "rpc.sock"):
         path.chmod(0o666)
-    assert _as_nobody(daemon, 65534) == "PeerUnidentified"
+    assert attempt(65534) == ["PeerUnidentified"]
     for path in (daemon.handles, daemon.folder / "rpc.sock"):
         os.chown(path, -1, 65534)
-    assert _as_nobody(daemon, 65534) == "NotOwner 65534"
-    assert not any(lease.paused for lease in client.leases.values())
+    assert dict(one.split(":") for one in attempt(65534)) == {
+        "pause": "NotOwner",
+        "release": "NotOwner",
+        "resume": "NotOwner",
+        "hello": "NotOwner",
+        "return": "UnknownLease",
+        "slot": "UnknownLease",
+        "sibling": "UnknownLease",
+        "claim": "UnknownLease",
+        "unheld": "UnknownTag",
+    }
+    daemon.wait_for_status(lambda status: status.device.held_bytes == before.device.held_bytes)
+    assert daemon.operator.status().sessions == before.sessions
+    assert client.intact(lease, 1)
+    assert client.claim(claim)

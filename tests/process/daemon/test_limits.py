@@ -20,7 +20,7 @@ from vrambroker.broker.adapters.doorway import CONNECTIONS_PER_PROCESS
 from vrambroker.broker.adapters.roster import SESSIONS_PER_PROCESS
 from vrambroker.broker.adapters.rpc import CALLS_PER_PROCESS
 from vrambroker.broker.adapters.rpc_server import STREAMS_MAX
-from vrambroker.broker.core.errors import QuotaExceeded
+from vrambroker.broker.core.errors import InvalidArgument, QuotaExceeded
 from vrambroker.v1 import broker_pb2 as v1
 
 
@@ -102,6 +102,18 @@ def test_a_daemon_out_of_fds_refuses_newcomers_and_serves_on(daemon: Daemon) -> 
     assert refused_over_grpc == {"", "fds"}
     assert witness.intact(lease, 1)
     assert daemon.client("newcomer").lease("weights", 4 * MIB)
+
+
+def test_an_attach_that_is_refused_leaves_no_fd(shared: Daemon) -> None:
+    assert shared.operator.status().device.lent_bytes == 0
+    fds = shared.fds()
+    for number in range(10):
+        with connect(shared.handles) as connection, pytest.raises(Refused):
+            say_hello(connection, "no name")
+        attach = v1.AttachRequest(request_id=f"{number}", name="no name")
+        with pytest.raises(InvalidArgument), typed_errors():
+            shared.operator.stub.Attach(attach, timeout=DEADLINE_S, metadata=shared.operator.metadata)
+    shared.wait_for_fds(fds)
 
 
 BROKEN_DAEMON = """

@@ -420,6 +420,23 @@ serve(Config.of(device=options["--device"], capacity="64MiB", host_budget="64MiB
 """
 
 
+def test_a_bug_in_a_status_ends_the_daemon_too(run_dir: Path) -> None:
+    """It would be answered UNKNOWN otherwise, and the daemon go on with a ledger that it can't read."""
+    broken = BROKEN_DAEMON.replace("Broker.handle = handle", "Broker.snapshot = lambda self: 1 // 0")
+    daemon = Daemon(run_dir, program=("-c", broken))
+    with pytest.raises(grpc.RpcError) as caught:
+        daemon.operator.status()
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is not grpc.StatusCode.UNKNOWN
+    assert daemon.process.wait(DEADLINE_S) == 1
+    (dump,) = daemon.folder.iterdir()
+    told = json.loads(dump.read_text())
+    assert "ZeroDivisionError" in told["error"]
+    assert told["snapshot"] is None
+    daemon.stop()
+    shutil.rmtree(daemon.folder)
+
+
 def test_a_bug_ends_the_daemon_after_it_has_written_down_what_it_knew(run_dir: Path) -> None:
     daemon = Daemon(run_dir, program=("-c", BROKEN_DAEMON))
     client = daemon.client("trainer")
