@@ -33,6 +33,7 @@ class _Tensors(Protocol):
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> "Allocate": ...
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]: ...
     def before_pause(self, tags: tuple[str, ...]) -> None: ...
+    def wait_for_work(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -198,7 +199,8 @@ class Memory:
         """Hold these tags resident in the block (all of this object's tags, if none are named).
 
         A session that has such scopes can be paused from outside: that waits until no scope on the tag is open. Scopes
-        nest, and any number of threads may be in them. `name` is what an operator is told while it waits.
+        nest, and any number of threads may be in them. `name` is what an operator is told while it waits. On a GPU the
+        end of the block waits for this thread's current stream: work on other streams must have been joined to it.
         Raises `WrongState` if a tag is paused or about to be, and nothing is entered.
         """
         named = tags or self.tags
@@ -209,7 +211,11 @@ class Memory:
         try:
             yield
         finally:
-            self._client.use_exit(named, name)
+            try:
+                if self._torch is not None:
+                    self._torch.wait_for_work()
+            finally:
+                self._client.use_exit(named, name)
 
     def status(self) -> "Status":
         """Return what the broker knows of everybody: device, sessions, queue, host memory."""

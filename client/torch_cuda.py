@@ -77,6 +77,11 @@ class CudaTensors:
         # Not under the lock: with the last reference torch calls the free hook, which waits for streams.
         del idle
 
+    def wait_for_work(self) -> None:
+        """Wait for this thread's current stream; what is captured into a graph does not run, and is not waited for."""
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream(self.device).synchronize()
+
     def close(self) -> None:
         """Let go of every pool that is not for graphs; tensors that are alive stay."""
         with self._lock:

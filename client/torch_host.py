@@ -59,6 +59,9 @@ class HostTensors:
     def before_pause(self, tags: tuple[str, ...]) -> None:
         """Do nothing: nothing is cached, and what a thread does is done when it pauses."""
 
+    def wait_for_work(self) -> None:
+        """Do nothing: an operator has done its work when it returns."""
+
     def close(self) -> None:
         """Do nothing."""
 

@@ -330,6 +330,19 @@ def test_a_pause_in_a_capture_is_refused_and_the_capture_goes_on(memory: Memory)
     memory.pause("weights")
 
 
+def test_a_scope_ends_when_its_work_has(memory: Memory) -> None:
+    with memory.region("weights"):
+        weight = torch.zeros(1000, device="cuda")
+    done, large = torch.cuda.Event(), torch.ones(8192, 8192, device="cuda")
+    with memory.use("weights"):
+        for _ in range(20):
+            _ = large @ large
+        weight.add_(1)
+        done.record()
+        assert not done.query()
+    assert done.query()
+
+
 def test_memory_of_a_killed_process_comes_back(memory: Memory, start_worker: "Callable[[str], Worker]") -> None:
     worker = start_worker(NEIGHBOUR)
     assert worker.hear() == "attached"
