@@ -183,10 +183,14 @@ def test_a_killed_daemon_can_be_started_again(start_daemon: StartDaemon) -> None
     assert second.client().lease("x", 2 * MIB)
 
 
+NO_DRIVER = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a driver here")
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (("--device", "cuda:0"), "InvalidArgument: device 'cuda:0'"),
+        pytest.param(("--device", "cuda:0"), "DriverFailed: ", marks=NO_DRIVER),
+        (("--device", "tpu:0"), "InvalidArgument: device 'tpu:0'"),
         (("--capacity", "12parsec"), "InvalidArgument: capacity"),
         (("--run-dir", "/proc/nowhere"), "InvalidArgument: the run directory"),
         (("--run-dir", "/tmp/" + "x" * 120), "InvalidArgument: "),
