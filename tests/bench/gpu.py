@@ -21,7 +21,7 @@ from harness import Result, daemon, write_results
 
 from vrambroker.broker.adapters.nvml import Nvml
 
-DEADLINE_S = 120.0
+DEADLINE_S = 180.0
 CAPACITY, HOST_BUDGET = "48GiB", "40GiB"
 RESULTS_OF = ("broker", "tms", "plain")
 
