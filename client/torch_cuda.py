@@ -6,6 +6,7 @@ each region has one to itself, and the next one on the same lease takes it over 
 nobody is in is let go of before a pause: torch gives back then what it caches there, and tensors that are alive stay.
 """
 
+import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class CudaTensors:
 
     def __init__(self, uuid: str) -> None:
         """Raises `InvalidArgument` if torch does not see the GPU of this UUID (`GPU-…`)."""
+        self._pid = os.getpid()
         self._index = _index_of(uuid)
         self.device = torch.device("cuda", self._index)
         self._lock = threading.Lock()
@@ -78,8 +80,11 @@ class CudaTensors:
         del idle
 
     def wait_for_work(self) -> None:
-        """Wait for this thread's current stream; what is captured into a graph does not run, and is not waited for."""
-        if not torch.cuda.is_current_stream_capturing():
+        """Wait for this thread's current stream; what is captured into a graph does not run, and is not waited for.
+
+        In a forked child there is nothing to wait for: CUDA does not work there.
+        """
+        if os.getpid() == self._pid and not torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream(self.device).synchronize()
 
     def close(self) -> None:

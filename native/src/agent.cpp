@@ -28,7 +28,7 @@ constexpr int PACKETS_PER_TURN = 64;         // so that copies that end are not 
 
 }  // namespace
 
-Agent::Agent(std::string path, Book &book, Device &device, Channel &channel, Copier &copier, const Wake &wake)
+Agent::Agent(std::string path, Book &book, Device &device, Channel &channel, Copier &copier, Wake &wake)
     : path_(std::move(path)),
       book_(book),
       channel_(channel),
@@ -88,10 +88,26 @@ int Agent::milliseconds_to_sleep() const {
 void Agent::live() {
   try {
     run();
+    end();
   } catch (const std::exception &error) {
     give_up(std::string("the agent failed: ") + error.what());
   }
   channel_.close();
+  wake_.close();
+  epoll_.reset();
+}
+
+// The session is over: nothing is left that the daemon could ask for, so what served it goes.
+void Agent::end() {
+  channel_.close();
+  copier_.stop();
+  mover_.release_addresses();
+  wake_.close();
+  epoll_.reset();
+  const std::lock_guard lock(book_.mutex);
+  book_.ended = true;
+  book_.requests.fail_awaited(wrong_state("the client is closed"));
+  book_.changed.notify_all();
 }
 
 void Agent::run() {
@@ -189,7 +205,7 @@ void Agent::answered(const FromDaemon &record) {
   } else {
     book_.draining = true;
   }
-  if (number != 0 && number == bye_request_) finish();
+  if (number != 0 && number == bye_request_) done_ = true;
 }
 
 // What a growth that was given up has brought is swept; from now on, slots that come unasked are somebody's own wish.
@@ -197,14 +213,6 @@ void Agent::stop_expecting(const std::shared_ptr<Request> &request) {
   if (request == nullptr || request->given_up_by == nullptr) return;
   --request->given_up_by->given_up;
   book_.want_sweep(*request->given_up_by);
-}
-
-// The session is over: nothing is left that the daemon could ask for. Called under the book's mutex.
-void Agent::finish() {
-  done_ = true;
-  book_.ended = true;
-  book_.requests.fail_awaited(wrong_state("the client is closed"));
-  book_.changed.notify_all();
 }
 
 void Agent::say_goodbye_if_done() {
@@ -225,7 +233,7 @@ void Agent::disconnect() {
   const std::lock_guard lock(book_.mutex);
   // A daemon that has heard BYE may close before its answer is read.
   if (bye_request_ != 0) {
-    finish();
+    done_ = true;
     return;
   }
   book_.link = Link::down;

@@ -21,7 +21,7 @@ namespace vrb {
 
 class Agent {
  public:
-  Agent(std::string path, Book &book, Device &device, Channel &channel, Copier &copier, const Wake &wake);
+  Agent(std::string path, Book &book, Device &device, Channel &channel, Copier &copier, Wake &wake);
 
   // Starts the thread on a fresh connection; throws Error (DriverFailed) if there can't be one. It ends after BYE.
   void start(ProcessFd connection);
@@ -31,6 +31,7 @@ class Agent {
 
   void live();
   void run();
+  void end();
   int milliseconds_to_sleep() const;
   void watch(ProcessFd connection);
   void listen_for_writable(bool wanted);
@@ -44,14 +45,13 @@ class Agent {
   void try_to_reconnect();
   void reconnected(Connection connection);
   void give_up(const std::string &why);
-  void finish();
   void register_arena();
 
   const std::string path_;
   Book &book_;
   Channel &channel_;
   Copier &copier_;
-  const Wake &wake_;
+  Wake &wake_;
   Mover mover_;
   Orders orders_;
   ProcessFd epoll_;

@@ -67,6 +67,12 @@ bool ArenaMap::let_go(uint64_t file) {
   return true;
 }
 
+void ArenaMap::let_go_of_all() {
+  std::vector<uint64_t> numbers;
+  for (const auto &[number, entry] : files_) numbers.push_back(number);
+  for (const uint64_t number : numbers) let_go(number);
+}
+
 bool ArenaMap::register_one() {
   bool registered = false;
   for (auto &[number, entry] : files_) {

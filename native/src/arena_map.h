@@ -36,6 +36,9 @@ class ArenaMap {
   // Unmaps the file as soon as nobody uses it. Returns whether it is gone.
   bool let_go(uint64_t file);
 
+  // Unmaps all files that nobody uses.
+  void let_go_of_all();
+
   // Registers one more piece, ahead of need. Returns whether there is more to register.
   bool register_one();
 

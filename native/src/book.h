@@ -55,6 +55,8 @@ class Book {
   Lease *find_lease_at(const void *address);
   // Makes the range for a tag and policy; throws Error (DriverFailed) if there are no addresses.
   Lease &make_lease(const std::string &tag, vrb_contents contents);
+  // Gives up the addresses of leases that have nothing there. Once the client has ended: no lease is used afterwards.
+  void release_ranges();
   void set_number(Lease &lease, uint64_t number);
   void forget_number(Lease &lease);
 
@@ -99,6 +101,8 @@ class Book {
   uint64_t slot_bytes_min() const { return welcome.frame_sizes_bytes.front(); }
 
  private:
+  void *reserve_range(uint64_t &size_bytes);
+
   Client &client_;
   Device &device_;
   std::map<uint64_t, Lease *> by_number_;

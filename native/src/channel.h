@@ -44,7 +44,7 @@ Connection open_connection(const std::string &path, const record::Hello &hello, 
 
 class Channel {
  public:
-  explicit Channel(const Wake &agent) : agent_(agent) {}
+  explicit Channel(Wake &agent) : agent_(agent) {}
 
   // Replaces the connection; what was still to be sent on the old one is dropped. Agent only (or before it runs).
   void attach(ProcessFd connection);
@@ -60,8 +60,8 @@ class Channel {
  private:
   bool push(const Packet &packet);
 
-  const Wake &agent_;
-  std::mutex mutex_;  // innermost: nothing else is locked under it
+  Wake &agent_;
+  std::mutex mutex_;  // innermost, with the wake's: neither is locked under the other
   ProcessFd fd_;
   std::deque<Packet> outbox_;
 };

@@ -88,7 +88,9 @@ Client &Client::connect(const ConnectOptions &options, std::unique_ptr<Device> d
   require_device(options, connection.welcome);
   // Whichever GPU it is that the daemon serves, under whatever number this process knows it.
   if (options.device == "cuda") device = make_device(connection.welcome.device);
-  return *new Client(options, std::move(connection), std::move(device));
+  auto *client = new Client(options, std::move(connection), std::move(device));
+  keep_client(*client);
+  return *client;
 }
 
 void Client::require_open() const {

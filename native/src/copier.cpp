@@ -21,10 +21,11 @@ Failure Copier::carry_out(Lane &lane, const Job &job) {
 }
 
 void Copier::work(Queue &queue) {
-  const std::unique_ptr<Lane> lane = device_.open_lane();
+  std::unique_ptr<Lane> lane = device_.open_lane();
   std::unique_lock lock(mutex_);
   for (;;) {
-    queue.filled.wait(lock, [&] { return !queue.jobs.empty(); });
+    queue.filled.wait(lock, [&] { return stopped_ || !queue.jobs.empty(); });
+    if (queue.jobs.empty()) break;
     const Job job = std::move(queue.jobs.front());
     queue.jobs.pop_front();
     lock.unlock();
@@ -33,6 +34,18 @@ void Copier::work(Queue &queue) {
     finished_.push_back({job.ticket, std::move(failure)});
     agent_.ring();
   }
+  lock.unlock();
+  lane.reset();
+  lock.lock();
+  queue.has_thread = false;
+  thread_ended_.notify_all();
+}
+
+void Copier::stop() {
+  std::unique_lock lock(mutex_);
+  stopped_ = true;
+  for (Queue &queue : queues_) queue.filled.notify_all();
+  thread_ended_.wait(lock, [&] { return !queues_[0].has_thread && !queues_[1].has_thread; });
 }
 
 void Copier::submit(Direction direction, Job job) {

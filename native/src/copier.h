@@ -35,7 +35,7 @@ class Copier {
     Failure failure;
   };
 
-  Copier(Device &device, const Wake &agent) : device_(device), agent_(agent) {}
+  Copier(Device &device, Wake &agent) : device_(device), agent_(agent) {}
 
   // What the job names stays valid until it is among the finished. Agent only. If the process may have no more threads,
   // the job is finished with a failure.
@@ -43,6 +43,10 @@ class Copier {
 
   // Returns what was finished since the last call.
   std::vector<Finished> take_finished();
+
+  // Lets the threads end, and waits until they touch nothing of the device any more. Nothing may be under way, and nothing
+  // is submitted afterwards. Agent only.
+  void stop();
 
  private:
   struct Queue {
@@ -55,10 +59,12 @@ class Copier {
   static Failure carry_out(Lane &lane, const Job &job);
 
   Device &device_;
-  const Wake &agent_;
+  Wake &agent_;
   std::mutex mutex_;
   std::array<Queue, 2> queues_;
   std::vector<Finished> finished_;
+  bool stopped_ = false;
+  std::condition_variable thread_ended_;
 };
 
 }  // namespace vrb

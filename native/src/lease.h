@@ -75,7 +75,7 @@ struct Lease {
   Client &client;
   Tag &tag;
   vrb_contents contents;
-  char *base;
+  char *base;  // null once the client has ended
   Range range;
   uint64_t number = 0;  // the daemon's; 0 while it knows nothing of it
   std::map<uint64_t, Slot> slots;

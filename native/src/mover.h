@@ -39,6 +39,9 @@ class Mover {
   // Gives back what is free, and, once the client is closed, leases without allocations.
   void sweep();
 
+  // Lets go of the arena's files and of the addresses of leases that hold nothing. Nothing may be in motion.
+  void release_addresses();
+
   // Registers one more piece of the arena. Returns whether there is more to do, after a gap.
   bool register_one() { return arena_.register_one(); }
 

@@ -158,4 +158,10 @@ void Mover::tell_left(uint64_t lease, const std::vector<uint64_t> &slots, const 
   send(record::Left{lease, slots, failure.substr(0, FAILURE_BYTES_MAX)});
 }
 
+void Mover::release_addresses() {
+  arena_.let_go_of_all();
+  const std::lock_guard lock(book_.mutex);
+  book_.release_ranges();
+}
+
 }  // namespace vrb

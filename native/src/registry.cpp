@@ -3,6 +3,7 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "fork.h"
 
@@ -17,6 +18,8 @@ struct Entry {
 struct Ranges {
   std::mutex mutex;
   std::map<uintptr_t, Entry> by_address;
+  uint64_t size_bytes = 0;
+  std::vector<Client *> clients;
 };
 
 // Never destroyed: tensors are freed while the process exits.
@@ -33,10 +36,32 @@ Ranges &ranges() {
 
 void open_registry() { ranges(); }
 
+void keep_client(Client &client) {
+  Ranges &all = ranges();
+  const std::lock_guard lock(all.mutex);
+  all.clients.push_back(&client);
+}
+
 void register_range(const void *base, uint64_t size_bytes, Client &client) {
   Ranges &all = ranges();
   const std::lock_guard lock(all.mutex);
   all.by_address[reinterpret_cast<uintptr_t>(base)] = Entry{size_bytes, &client};
+  all.size_bytes += size_bytes;
+}
+
+void forget_range(const void *base) {
+  Ranges &all = ranges();
+  const std::lock_guard lock(all.mutex);
+  const auto found = all.by_address.find(reinterpret_cast<uintptr_t>(base));
+  if (found == all.by_address.end()) return;
+  all.size_bytes -= found->second.size_bytes;
+  all.by_address.erase(found);
+}
+
+uint64_t registered_bytes() {
+  Ranges &all = ranges();
+  const std::lock_guard lock(all.mutex);
+  return all.size_bytes;
 }
 
 Client *client_at(const void *address) {

@@ -7,7 +7,9 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "fork.h"
 #include "status.h"
@@ -20,20 +22,31 @@ class Wake {
     if (!fd_) throw driver_failed(std::string("eventfd: ") + std::strerror(errno));
   }
 
+  // Agent only, like `hear` and `close`.
   int fd() const { return fd_.get(); }
 
-  void ring() const noexcept {
+  // Does nothing once it is closed: its number may be somebody else's by then.
+  void ring() noexcept {
     const uint64_t one = 1;
+    const std::lock_guard lock(mutex_);
     // Can fail only when the counter is full, and then it rings already.
-    [[maybe_unused]] const ssize_t written = ::write(fd_.get(), &one, sizeof one);
+    if (fd_) [[maybe_unused]] const ssize_t written = ::write(fd_.get(), &one, sizeof one);
   }
 
-  void hear() const noexcept {
+  void hear() noexcept {
     uint64_t rung = 0;
     [[maybe_unused]] const ssize_t got = ::read(fd_.get(), &rung, sizeof rung);
   }
 
+  void close() {
+    // Closed behind the lock: closing takes a ForkGuard, and somebody who holds one may ring.
+    ProcessFd closing;
+    const std::lock_guard lock(mutex_);
+    std::swap(fd_, closing);
+  }
+
  private:
+  std::mutex mutex_;  // innermost, beside the channel's
   ProcessFd fd_;
 };
 

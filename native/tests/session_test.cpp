@@ -4,7 +4,10 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <random>
+#include <thread>
 
 #include "background.h"
 #include "check.h"
@@ -34,6 +37,32 @@ struct Grown {
   vrb_lease *lease;
   char *pointer = nullptr;
 };
+
+std::size_t count_threads() {
+  std::size_t count = 0;
+  for ([[maybe_unused]] const auto &entry : std::filesystem::directory_iterator("/proc/self/task")) ++count;
+  return count;
+}
+
+// Returns how many threads there are once there are no more than so many: one that has done its work takes a moment to go.
+// With 0, once their number has not changed for a while.
+std::size_t settled_threads(std::size_t at_most) {
+  std::size_t last = count_threads();
+  for (int same = 0; same < 20'000 && last > at_most; ++same) {
+    std::this_thread::yield();
+    const std::size_t now = count_threads();
+    if (now != last) same = 0;
+    last = now;
+  }
+  return last;
+}
+
+// The size of this process's addresses, in bytes.
+std::size_t reserved_by_process() {
+  std::size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages * 4096;
+}
 
 template <class Child>
 int run_in_child(Child child) {
@@ -225,7 +254,9 @@ TEST(session, close_returns_what_is_free_and_leaves_what_is_not) {
   const auto bye = peer.expect<record::Bye>();
   peer.done(bye.request);
   CHECK(!peer.next_or_end());
-  CHECK_EQ(count_fds(), fds - 1);
+  CHECK(vrb_close(grown.client, nullptr) == VRB_OK);
+  // The socket, the epoll and the wake.
+  CHECK_EQ(count_fds(), fds - 3);
   CHECK(vrb_close(grown.client, nullptr) == VRB_OK);
 }
 
@@ -241,9 +272,47 @@ TEST(session, close_of_an_idle_client_says_goodbye) {
   CHECK(vrb_lease_open(client, "weights", VRB_KEEP, &lease, nullptr) == VRB_WRONG_STATE);
 }
 
+TEST(session, a_client_that_has_ended_leaves_nothing_behind) {
+  Peer peer;
+  const auto use = [&] {
+    vrb_client *client = attach(peer);
+    vrb_lease *lease = open_lease(client, "weights");
+    void *pointer = nullptr;
+    Background growing([&] { pointer = allocate(lease, 1000); });
+    peer.serve_lease(3, {{4}});
+    growing.join();
+    // With both directions of the copier, and a file of the arena.
+    peer.arena(9, 4 * MIB);
+    peer.state(3, true);
+    peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+    CHECK_EQ(peer.expect<record::Left>().failure, "");
+    peer.lend(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+    peer.state(3, false);
+    release(client, pointer);
+    CHECK(peer.expect<record::Return>().slots == std::vector<uint64_t>{4});
+    Background closing([&] { CHECK(vrb_close(client, nullptr) == VRB_OK); });
+    CHECK(peer.expect<record::Return>().slots.empty());
+    peer.done(peer.expect<record::Bye>().request);
+    CHECK(!peer.next_or_end());
+    closing.join();
+    CHECK(vrb_close(client, nullptr) == VRB_OK);
+    CHECK_EQ(stats(client).reserved_bytes, uint64_t{0});
+    CHECK(vrb_free(client, pointer, nullptr) == VRB_INVALID);
+    CHECK_STATUS(try_allocate(lease, 8), VRB_WRONG_STATE);
+  };
+  use();
+  const std::size_t threads = settled_threads(0), fds = count_fds(), mapped = reserved_by_process();
+  for (int i = 0; i < 20; ++i) use();
+  CHECK_EQ(count_fds(), fds);
+  CHECK_EQ(settled_threads(threads), threads);
+  // Less than a single range of it.
+  CHECK(reserved_by_process() < mapped + GIB);
+}
+
 TEST(session, a_forked_child_owns_nothing) {
   Peer peer;
   Grown grown(peer);
+  CHECK_OK(enter(grown.client, {"weights"}, "around the fork"));
   const std::size_t fds = count_fds();
   const int code = run_in_child([&] {
     // Socket, epoll and wake are gone here.
@@ -253,6 +322,9 @@ TEST(session, a_forked_child_owns_nothing) {
     if (try_allocate(grown.lease, 8).status != VRB_FORKED) return 4;
     if (peer::pause(grown.client, {"weights"}).status != VRB_FORKED) return 5;
     if (vrb_close(grown.client, nullptr) != VRB_FORKED) return 6;
+    // As a `with` block that the child leaves does.
+    const Outcome left = peer::exit(grown.client, {"weights"}, "around the fork");
+    if (left.status != VRB_OK) return 8;
     vrb_torch_free(grown.pointer, 0, 0, nullptr);
     uint32_t hook = 0;
     if (vrb_torch_hook(grown.lease, &hook, nullptr) != VRB_FORKED) return 7;
@@ -262,6 +334,7 @@ TEST(session, a_forked_child_owns_nothing) {
   CHECK_EQ(std::string(grown.pointer), "here");
   CHECK_EQ(count_fds(), fds);
   CHECK_EQ(stats(grown.client).reconnects, uint64_t{0});
+  CHECK_OK(peer::exit(grown.client, {"weights"}, "around the fork"));
   Background growing([&] { allocate(grown.lease, FRAME); });
   peer.serve_lease(3, {{5}});
   growing.join();

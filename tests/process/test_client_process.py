@@ -218,6 +218,8 @@ memory = connect("parent")
 tensor = memory.empty(1 << 20, tag="a")
 tensor.fill_(6)
 scope = memory.use("a")
+around = memory.use("a", name="around_the_fork")
+around.__enter__()
 child = os.fork()
 if child == 0:
     calls = [
@@ -237,6 +239,7 @@ if child == 0:
     raise SystemExit(0)
 assert os.waitpid(child, 0)[1] == 0
 assert tensor.eq(6).all()
+around.__exit__(None, None, None)
 memory.pause("a", release=True)
 assert memory.resume("a") == {{"a": False}}
 assert tensor.eq(6).all()
@@ -245,6 +248,7 @@ memory.close()
 """
 
 CHILDREN = {
+    "leaves the scope": "around.__exit__(None, None, None)",
     "frees": "del tensor; gc.collect()",
     "keeps": "pass",
     "exits": "os._exit(0)",

@@ -105,7 +105,8 @@ VRB_API vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint3
                               uint8_t *same_pages, vrb_error *error);
 
 /* Enter and leave a use scope on these tags. Entering needs them resident: a paused or closing tag answers
- * VRB_WRONG_STATE and nothing is entered. The last one out of a tag that is asked to pause lets the pause proceed. */
+ * VRB_WRONG_STATE and nothing is entered. The last one out of a tag that is asked to pause lets the pause proceed.
+ * In a forked child leaving is VRB_OK, and does nothing: the scope is its parent's. */
 VRB_API vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
                                  vrb_error *error);
 VRB_API vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
