@@ -10,9 +10,12 @@ namespace vrb {
 namespace {
 
 // Addresses cost nothing until they are backed, so a range is made far larger than the device can fill: holes left by
-// returned slots then never make it run out. The second figure is what a process that is short of addresses gets.
-constexpr uint64_t RANGE_BYTES_MIN = 64 * GIB;
+// returned slots then never make it run out. But a process has 128 TiB of them, for everything that it maps: once its ranges
+// have a quarter of that, new ones are only as large as the device, and a half is all that they get.
+constexpr uint64_t RANGE_BYTES_ROOMY = 64 * GIB;
 constexpr uint64_t RANGE_BYTES_LEAST = GIB;
+constexpr uint64_t ROOMY_BYTES_MAX = 32 * 1024 * GIB;
+constexpr uint64_t RESERVED_BYTES_MAX = 64 * 1024 * GIB;
 
 uint64_t rounded_up(uint64_t size_bytes, uint64_t step) { return (size_bytes + step - 1) / step * step; }
 
@@ -62,15 +65,25 @@ Lease *Book::find_lease_at(const void *address) {
   return at - found->first < found->second->range.size_bytes() ? found->second : nullptr;
 }
 
-Lease &Book::make_lease(const std::string &name, vrb_contents contents) {
+// Reserves as much as there is, down to the least; null if there is less.
+void *Book::reserve_range(uint64_t &size_bytes) {
   const uint64_t capacity = welcome.capacity_bytes;
   const uint64_t least = rounded_up(std::max(capacity, RANGE_BYTES_LEAST), Range::BORDER_BYTES);
-  uint64_t size_bytes = rounded_up(std::max(8 * capacity, RANGE_BYTES_MIN), Range::BORDER_BYTES);
+  const uint64_t roomy = rounded_up(std::max(8 * capacity, RANGE_BYTES_ROOMY), Range::BORDER_BYTES);
+  const uint64_t reserved = registered_bytes();
+  if (reserved + least > RESERVED_BYTES_MAX) return nullptr;
+  size_bytes = reserved + roomy > ROOMY_BYTES_MAX ? least : roomy;
   void *base = device_.reserve(size_bytes);
   while (base == nullptr && size_bytes > least) {
     size_bytes = std::max(least, rounded_up(size_bytes / 2, Range::BORDER_BYTES));
     base = device_.reserve(size_bytes);
   }
+  return base;
+}
+
+Lease &Book::make_lease(const std::string &name, vrb_contents contents) {
+  uint64_t size_bytes = 0;
+  void *base = reserve_range(size_bytes);
   if (base == nullptr) throw driver_failed("no addresses are left to reserve for tag " + name);
   Tag &of = tag(name);
   Range range(size_bytes, slot_bytes_min());
@@ -81,6 +94,17 @@ Lease &Book::make_lease(const std::string &name, vrb_contents contents) {
   reserved_bytes += size_bytes;
   register_range(base, size_bytes, client_);
   return lease;
+}
+
+void Book::release_ranges() {
+  for (const auto &lease : leases) {
+    if (lease->base == nullptr || !lease->slots.empty()) continue;
+    forget_range(lease->base);
+    by_address_.erase(reinterpret_cast<uintptr_t>(lease->base));
+    device_.release(lease->base, lease->range.size_bytes());
+    reserved_bytes -= lease->range.size_bytes();
+    lease->base = nullptr;
+  }
 }
 
 void Book::set_number(Lease &lease, uint64_t number) {

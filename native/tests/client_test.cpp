@@ -562,6 +562,29 @@ TEST(client, torch_hooks_run_out_with_an_error) {
   CHECK(false);
 }
 
+TEST(client, ten_thousand_tags_leave_the_process_addresses) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  for (int i = 0; i < 10'000; ++i) open_lease(client, ("tag" + std::to_string(i)).c_str());
+  CHECK(stats(client).reserved_bytes <= 64 * 1024 * GIB);
+  const std::size_t size = 16 * 1024 * GIB;
+  void *own = ::mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  CHECK(own != MAP_FAILED);
+  ::munmap(own, size);
+  // The last of them works like the first.
+  void *pointer = nullptr;
+  Background growing([&] { pointer = allocate(open_lease(client, "tag9999"), FRAME); });
+  peer.serve_lease(3, {{4}});
+  growing.join();
+  CHECK(is_readable(pointer));
+  release(client, pointer);
+  peer.done(peer.expect<record::Return>().request);
+  Background closing([&] { CHECK(vrb_close(client, nullptr) == VRB_OK); });
+  CHECK(peer.expect<record::Return>().slots.empty());
+  peer.done(peer.expect<record::Bye>().request);
+  closing.join();
+}
+
 TEST(client, a_dlpack_tensor_frees_itself) {
   struct Managed {
     void *data;
