@@ -64,6 +64,13 @@ std::size_t reserved_by_process() {
   return pages * 4096;
 }
 
+std::size_t count_mapped_files() {
+  std::size_t count = 0;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) count += line.find("memfd:") != std::string::npos ? 1 : 0;
+  return count;
+}
+
 template <class Child>
 int run_in_child(Child child) {
   const pid_t pid = ::fork();
@@ -301,12 +308,14 @@ TEST(session, a_client_that_has_ended_leaves_nothing_behind) {
     CHECK_STATUS(try_allocate(lease, 8), VRB_WRONG_STATE);
   };
   use();
-  const std::size_t threads = settled_threads(0), fds = count_fds(), mapped = reserved_by_process();
+  const std::size_t threads = settled_threads(0), fds = count_fds(), reserved = reserved_by_process(),
+                    files = count_mapped_files();
   for (int i = 0; i < 20; ++i) use();
   CHECK_EQ(count_fds(), fds);
   CHECK_EQ(settled_threads(threads), threads);
   // Less than a single range of it.
-  CHECK(reserved_by_process() < mapped + GIB);
+  CHECK(reserved_by_process() < reserved + GIB);
+  CHECK_EQ(count_mapped_files(), files);
 }
 
 TEST(session, a_forked_child_owns_nothing) {

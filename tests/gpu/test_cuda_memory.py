@@ -375,24 +375,3 @@ tell("done")
 """)
     assert worker.hear() == "done"
     worker.end()
-
-
-def test_a_plain_neighbour_is_foreign(memory: Memory, start_worker: "Callable[[str], Worker]") -> None:
-    before = memory.status().device.foreign_bytes
-    worker = start_worker("""
-import torch
-plain = torch.ones(5 << 30, dtype=torch.uint8, device="cuda")
-torch.cuda.synchronize()
-tell("there")
-told()
-""")
-    assert worker.hear() == "there"
-    assert 5 * GIB < memory.status().device.foreign_bytes - before < 7 * GIB
-    with memory.region("weights"):
-        leased = pattern(4 * GIB, 5)
-    kept = leased.cpu()
-    memory.pause("weights", release=True)
-    memory.resume("weights")
-    assert torch.equal(leased.cpu(), kept)
-    worker.say()
-    worker.end()
