@@ -15,6 +15,7 @@ from typing import Any
 
 from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument
 
+NUMBER_DIGITS_MAX = 18
 RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 HANDLE_SOCKET = "handles.sock"
 RPC_SOCKET = "rpc.sock"
@@ -84,8 +85,8 @@ def device_id(device: str) -> str:
     """
     if is_host(device):
         number = "0" if device == "host" else device.removeprefix("host:")
-        if not (number.isascii() and number.isdecimal()):
-            raise InvalidArgument(message=f"{device!r} is no device: expected host:N", argument="device")
+        if not (number.isascii() and number.isdecimal() and len(number) <= NUMBER_DIGITS_MAX):
+            raise InvalidArgument(message=f"{device[:64]!r} is no device: expected host:N", argument="device")
         return f"host:{int(number)}"
     if device == "cuda" or device.startswith("cuda:"):
         return _cuda_uuid(device)

@@ -111,7 +111,7 @@ class Memory:
 
         from vrambroker.client import tensors
 
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
         lease, side = self._lease(tag, contents), self._tensors()
         allocate = side.allocator(lease, timeout_s=timeout)
         return tensors.empty(allocate, sizes, torch.get_default_dtype() if dtype is None else dtype, side.device)

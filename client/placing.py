@@ -15,6 +15,9 @@ from vrambroker.client.tensors import CPU, Allocate, is_plain, tensor_over
 
 Placeable = torch.nn.Module | torch.Tensor | Mapping[str, "Placeable"] | Sequence["Placeable"]
 
+# A list that contains itself has no end.
+NESTED_MAX = 64
+
 
 @dataclass(slots=True, kw_only=True)
 class _Move:
@@ -68,6 +71,8 @@ def _named_tensors(what: object, name: str, *, grads: bool) -> Iterator[tuple[st
             yield from _with_grad(f"{name}{inner}", tensor, grads=grads)
     elif isinstance(what, torch.Tensor):
         yield from _with_grad(name, what, grads=grads)
+    elif name.count("[") > NESTED_MAX:
+        raise InvalidArgument(message=f"what is given is nested more than {NESTED_MAX} deep", argument="what")
     elif isinstance(what, Mapping):
         for key, entry in cast(Mapping[object, object], what).items():
             yield from _named_tensors(entry, f"{name}[{key!r}]", grads=grads)

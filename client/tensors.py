@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +19,8 @@ _capsule_new = ctypes.pythonapi.PyCapsule_New
 _capsule_new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _capsule_new.restype = ctypes.py_object
 
+BYTES_MAX = (1 << 63) - 1
+ITEM_BYTES_MAX = 16
 CPU = torch.device("cpu")
 
 Allocate = Callable[[int], torch.UntypedStorage]
@@ -55,10 +58,11 @@ def tensor_over(
 def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
     """Return an uninitialised contiguous tensor; one without elements has no memory, leased or other.
 
-    Raises `InvalidArgument` for a negative size or a quantised type, else what `allocate` raises.
+    Raises `InvalidArgument` for sizes that are no counts, or more than any device has, and for what is no type or a
+    quantised one; else what `allocate` raises.
     """
-    if any(size < 0 for size in shape):
-        raise InvalidArgument(message=f"shape {tuple(shape)}: sizes can't be negative", argument="shape")
+    _check_type(dtype)
+    shape = _counts(shape)
     if dtype in _QUANTISED:
         raise InvalidArgument(message=f"{dtype}: quantised tensors can't be leased", argument="dtype")
     elements = math.prod(shape)
@@ -66,6 +70,27 @@ def empty(allocate: Allocate, shape: Sequence[int], dtype: torch.dtype, device: 
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     stride = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return tensor_over(allocate(elements * dtype.itemsize), dtype, shape, stride)
+
+
+def _check_type(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise InvalidArgument(message=f"dtype {dtype!r}: expected a torch.dtype", argument="dtype")
+
+
+def _counts(shape: Sequence[object]) -> tuple[int, ...]:
+    """Return the sizes as integers, if that is what they are. torch counts bytes in 63 bits."""
+    shown = str(tuple(shape))[:100]
+    try:
+        counts = [operator.index(size) for size in shape if not isinstance(size, bool)]  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        counts = []
+    if len(counts) < len(shape):
+        raise InvalidArgument(message=f"shape {shown}: sizes are integers", argument="shape")
+    if any(size < 0 for size in counts):
+        raise InvalidArgument(message=f"shape {shown}: sizes can't be negative", argument="shape")
+    if math.prod(max(size, 1) for size in counts) * ITEM_BYTES_MAX > BYTES_MAX:
+        raise InvalidArgument(message=f"shape {shown}: no device has so much memory", argument="shape")
+    return tuple(counts)
 
 
 def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
@@ -77,6 +102,7 @@ def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
         and not tensor.is_nested
         and not tensor.is_conj()
         and not tensor.is_neg()
+        and not tensor.is_inference()
         and _dispatches_plainly(type(tensor))
     )
 

@@ -6,7 +6,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -539,3 +539,44 @@ def test_every_policy_round_trips_in_a_region(memory: Memory, contents: Literal[
         assert tensor.eq(6).all()
     if contents == "zero":
         assert tensor.eq(0).all()
+
+
+ODD_SHAPES: tuple[object, ...] = (
+    (2**62, 4),
+    (2**33, 2**33),
+    2**64 + 8,
+    (0, 2**64),
+    (-1,),
+    (True,),
+    True,
+    2.5,
+    (2, None),
+    ("a",),
+)
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
+def test_what_is_no_shape_is_refused_and_leases_nothing(shape: Any, memory: Memory) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        memory.empty(shape, tag="odd")
+    assert raised.value.argument == "shape"
+    assert memory.stats().allocations == 0
+
+
+@pytest.mark.parametrize("dtype", [float, "float32", 3], ids=str)
+def test_what_is_no_type_is_refused(dtype: Any, memory: Memory) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        memory.empty(4, dtype=dtype, tag="odd")
+    assert raised.value.argument == "dtype"
+
+
+def test_what_has_no_end_or_no_version_is_not_placed(memory: Memory) -> None:
+    endless: list[Any] = [torch.ones(3)]
+    endless.append(endless)
+    with pytest.raises(InvalidArgument, match="nested"):
+        memory.place(endless, "odd")
+    with torch.inference_mode():
+        frozen = torch.ones(3)
+    with pytest.raises(InvalidArgument, match="can't be placed"):
+        memory.place(frozen, "odd")
+    assert memory.stats().allocations == 0

@@ -109,3 +109,8 @@ def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(discovery, "endpoints", lambda: (long,))
     with pytest.raises(InvalidArgument, match="shorter run directory"):
         discovery.find("host:0")
+
+
+def test_a_number_without_end_is_no_device() -> None:
+    with pytest.raises(InvalidArgument, match="expected host:N"):
+        discovery.device_id("host:" + "9" * 5000)
