@@ -48,6 +48,12 @@ def _plan(named: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> li
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
+        if tensor.is_inference():
+            raise InvalidArgument(
+                message=f"{name or 'the tensor'} was made in inference mode, so its memory can't be replaced: it can't "
+                "be placed",
+                argument=name or "what",
+            )
         if not is_plain(tensor, device):
             raise InvalidArgument(
                 message=f"{name or 'the tensor'} has no plain strided memory on {device} "

@@ -102,7 +102,6 @@ def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
         and not tensor.is_nested
         and not tensor.is_conj()
         and not tensor.is_neg()
-        and not tensor.is_inference()
         and _dispatches_plainly(type(tensor))
     )
 
