@@ -52,7 +52,7 @@ def lend(book: Book, event: LeaseCall) -> None:
 
 
 # A spare frame of which little is used stays with its lease: none is a larger share of it than this.
-SPARE_SHARE = 4
+SPARE_SHARE = 2
 
 
 def _plan_with_spare(book: Book, session: Session, event: LeaseCall) -> tuple[dict[int, int], Plan] | None:

@@ -19,7 +19,12 @@ constexpr uint32_t UNBOUNDED_MS = 60'000;
 constexpr uint32_t CONNECT_MS = 5'000;
 constexpr uint32_t CLOSE_MS = 5'000;
 constexpr int GROWTHS_MAX = 4;
-constexpr uint64_t SPARE_BYTES_MAX = GIB;
+// What a lease may be lent to spare: no more than this, and no more than this share of the device.
+constexpr uint64_t SPARE_BYTES_MAX = 4 * GIB;
+constexpr uint64_t SPARE_SHARE = 8;
+// How much more a lease asks for than it needs, and than it has.
+constexpr uint64_t SPARE_NEEDS = 8;
+constexpr uint64_t SPARE_GROWTH = 3;
 // How long after its last growth a lease keeps what it was lent to spare: longer than a model's loader pauses for.
 constexpr milliseconds SPARE_LIFE{100};
 constexpr std::size_t SCOPE_LENGTH_MAX = 64;
@@ -232,9 +237,10 @@ void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
   throw driver_failed("the daemon granted frames that don't make up " + std::to_string(size_bytes) + " bytes in a row");
 }
 
-// How much more than it needs a lease asks for: as much as it has, so that many allocations take few growths and few frames.
+// How much more than it needs a lease asks for, so that many allocations take few growths and few frames.
 uint64_t Client::spare_for(const Lease &lease, const Range::Window &window) const {
-  const uint64_t wanted = std::min(lease.range.slot_bytes(), SPARE_BYTES_MAX);
+  const uint64_t most = std::min(SPARE_BYTES_MAX, book_.welcome.capacity_bytes / SPARE_SHARE);
+  const uint64_t wanted = std::min(std::max(SPARE_NEEDS * window.need_bytes, SPARE_GROWTH * lease.range.slot_bytes()), most);
   const uint64_t spare_bytes = wanted / book_.slot_bytes_min() * book_.slot_bytes_min();
   return lease.range.is_hole(window.begin, window.need_bytes + spare_bytes) ? spare_bytes : 0;
 }

@@ -434,22 +434,34 @@ TEST(client, a_quiet_tag_gives_out_no_memory_and_opens_with_its_state) {
   CHECK_OK(enter(client, {"weights"}, "forward"));
 }
 
-TEST(client, a_lease_that_grows_asks_for_as_much_again_to_spare) {
+TEST(client, a_lease_asks_for_more_to_spare_than_it_needs_or_has) {
   Peer peer;
   vrb_client *client = attach(peer);
   vrb_lease *lease = open_lease(client, "weights");
-  std::array<void *, 3> pointers{};
+  std::array<void *, 4> pointers{};
   Background first([&] { pointers[0] = allocate(lease, FRAME); });
-  CHECK_EQ(peer.serve_lease(3, {{4}}).spare_bytes, uint64_t{0});
+  CHECK_EQ(peer.serve_lease(3, {{4}}).spare_bytes, 8 * FRAME);
   first.join();
   Background second([&] { pointers[1] = allocate(lease, FRAME); });
   const auto asked = peer.serve_lease(3, {{5}, {6}});
   CHECK_EQ(asked.size_bytes, FRAME);
-  CHECK_EQ(asked.spare_bytes, FRAME);
+  CHECK_EQ(asked.spare_bytes, 8 * FRAME);
   second.join();
   pointers[2] = allocate(lease, FRAME);  // without a word to the daemon
   CHECK_EQ(stats(client).mapped_bytes, 3 * FRAME);
+  Background third([&] { pointers[3] = allocate(lease, FRAME); });
+  CHECK_EQ(peer.serve_lease(3, {{7}}).spare_bytes, 9 * FRAME);
+  third.join();
   for (void *pointer : pointers) release(client, pointer);
+}
+
+TEST(client, no_lease_asks_for_more_to_spare_than_a_share_of_the_device) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights");
+  Background growing([&] { allocate(lease, CAPACITY / 32); });
+  CHECK_EQ(peer.serve_lease(3, {{4, CAPACITY / 32}}).spare_bytes, CAPACITY / 8);
+  growing.join();
 }
 
 TEST(client, what_is_spare_goes_back_by_itself) {

@@ -123,6 +123,7 @@ def test_many_small_tensors_share_frames(memory: Memory) -> None:
     for number, tensor in enumerate(tensors):
         tensor.fill_(number)
     assert all(tensor.eq(number).all() for number, tensor in enumerate(tensors))
+    memory.pause("small")  # what it was lent to spare goes back
     assert tag_of(memory, "small").device_bytes <= 8 * MIB
 
 
@@ -445,6 +446,7 @@ def test_regions_under_several_tags(memory: Memory) -> None:
             two = torch.ones(MIB)
         three = torch.ones(MIB)
     assert tag_of(memory, "outer").device_bytes >= 8 * MIB
+    memory.pause("inner")  # what it was lent to spare goes back
     assert 4 * MIB <= tag_of(memory, "inner").device_bytes < 8 * MIB
     memory.pause("inner", release=True)
     assert (one + three).eq(2).all()
