@@ -34,7 +34,6 @@ from vrambroker.broker.core.requests import Requests
 from vrambroker.broker.core.scheduler import Supply
 from vrambroker.broker.core.session import Session, Sessions
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.snapshot import SlotState
 from vrambroker.broker.core.ticket import Stage, Ticket
 
 _Thing = TypeVar("_Thing")
@@ -151,10 +150,10 @@ class Book:
         self.emit(line)
 
     def supply(self) -> Supply:
-        return Supply(ledger=self.ledger, idle=self.idle, frames_of=self.mapped_frames)
+        return Supply(ledger=self.ledger, idle=self.idle, frames_of=self._frames_to_take)
 
-    def mapped_frames(self, lease: LeaseId) -> Iterator[Frame]:
-        return (self.frame_of(slot) for slot in self.leases[lease].in_state(SlotState.MAPPED))
+    def _frames_to_take(self, lease: LeaseId) -> Iterator[Frame]:
+        return (self.frame_of(slot) for slot in self.leases[lease].staying())
 
     def frame_of(self, slot: Slot) -> Frame:
         assert slot.frame is not None, "asked only of slots that have one"

@@ -1,6 +1,7 @@
 """Filling and emptying holds: how frames come to a ticket, and how they go back when it is given up."""
 
 from bisect import insort
+from collections.abc import Set
 
 from vrambroker.broker.core import recall
 from vrambroker.broker.core.book import Book
@@ -10,10 +11,8 @@ from vrambroker.broker.core.ids import FrameId, LeaseId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.scheduler import Need, Plan
-from vrambroker.broker.core.snapshot import FramePlace, SlotState
+from vrambroker.broker.core.snapshot import FramePlace
 from vrambroker.broker.core.ticket import Comeback, Growth, Hold, Stage, Ticket, bytes_of
-
-ABSENT = (SlotState.PARKED, SlotState.DROPPED, SlotState.LEAVING)
 
 
 def needed_bytes(book: Book, ticket: Ticket) -> int:
@@ -41,9 +40,8 @@ def absent_parts(book: Book, leases: dict[LeaseId, None]) -> dict[int, int]:
     for lease in (book.leases[number] for number in leases):
         if not lease.absent_bytes:
             continue
-        leaving = lease.absent_bytes == lease.total_bytes
         for slot in lease.slots.values():
-            if leaving or slot.state in ABSENT:
+            if lease.is_absent(slot):
                 parts[slot.size_bytes] = parts.get(slot.size_bytes, 0) + 1
     return parts
 
@@ -65,8 +63,8 @@ def admit(book: Book, ticket: Ticket, plan: Plan) -> None:
     ticket.stage = Stage.ADMITTED
     ticket.hold = hold = Hold(to_create=dict(plan.to_create), reserved_bytes=plan.reserve_bytes)
     book.ledger.reserve(plan.reserve_bytes)
-    for giver in plan.recalls:
-        recall.want(book, book.leases[giver], f"idle for longest, and {label(book, ticket)} needs the room")
+    for giver, frames in plan.recalls.items():
+        _recall(book, book.leases[giver], frames, ticket)
     hold.exact.update(dict.fromkeys(plan.exact))
     hold.melting.update(dict.fromkeys(plan.melting))
     for frame in (book.frame(number) for number in (*plan.exact, *plan.melting)):
@@ -80,6 +78,14 @@ def admit(book: Book, ticket: Ticket, plan: Plan) -> None:
     _fill(book, ticket)
     _publish_admitted(book, ticket)
     book.stir(ticket.ticket)
+
+
+def _recall(book: Book, lease: Lease, frames: Set[FrameId], ticket: Ticket) -> None:
+    slots = [slot for slot in lease.staying() if slot.frame in frames]
+    size_bytes = sum(slot.size_bytes for slot in slots)
+    of_all = "all of it" if len(slots) == len(lease.slots) else f"{size_bytes} of {lease.total_bytes} bytes"
+    why = f"idle, its contents {lease.worth}, and {label(book, ticket)} needs the room: {of_all}"
+    recall.want(book, lease, slots, why)
 
 
 def _publish_admitted(book: Book, ticket: Ticket) -> None:

@@ -1,4 +1,4 @@
-"""Two indexes over leases, so that no decision looks at all of them: who is idle, longest first; and who holds most."""
+"""Two indexes over leases, so that no decision looks at all of them: whose frames to take first; and who holds most."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -8,31 +8,34 @@ from vrambroker.broker.core.lease import Lease
 
 
 class IdleLeases:
-    """The leases that may be recalled, longest idle first, with the bytes that this would bring."""
+    """The leases that may be recalled, with the bytes that this would bring: the cheapest to take first, then the
+    longest idle.
+    """
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self._order: list[tuple[Instant, LeaseId]] = []
-        self._known: dict[LeaseId, tuple[Instant, int]] = {}
+        self._order: list[tuple[int, Instant, LeaseId]] = []
+        self._known: dict[LeaseId, tuple[tuple[int, Instant, LeaseId], int]] = {}
 
     def update(self, lease: Lease) -> bool:
         """Bring the index in line with the lease; tells whether more can be taken than before."""
         before = self._known.get(lease.lease)
         size_bytes = lease.idle_bytes
-        if before == ((lease.idle_since, size_bytes) if size_bytes else None):
+        key = (lease.cost, lease.idle_since, lease.lease)
+        if before == ((key, size_bytes) if size_bytes else None):
             return False
         self.forget(lease.lease)
         if size_bytes:
-            insort(self._order, (lease.idle_since, lease.lease))
-            self._known[lease.lease] = (lease.idle_since, size_bytes)
+            insort(self._order, key)
+            self._known[lease.lease] = (key, size_bytes)
             self.size_bytes += size_bytes
         return size_bytes > (before[1] if before is not None else 0)
 
     def forget(self, lease: LeaseId) -> None:
         known = self._known.pop(lease, None)
         if known is not None:
-            since, size_bytes = known
-            del self._order[bisect_left(self._order, (since, lease))]
+            key, size_bytes = known
+            del self._order[bisect_left(self._order, key)]
             self.size_bytes -= size_bytes
 
     def bytes_of(self, lease: LeaseId) -> int:
@@ -40,7 +43,7 @@ class IdleLeases:
         return known[1] if known is not None else 0
 
     def __iter__(self) -> Iterator[LeaseId]:
-        return (lease for _, lease in self._order)
+        return (lease for _, _, lease in self._order)
 
     def __len__(self) -> int:
         return len(self._order)

@@ -7,7 +7,7 @@ from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SlotId
-from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
 from vrambroker.broker.core.snapshot import FileState, FramePlace, SlotState
 from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, bytes_of
@@ -67,9 +67,7 @@ def each_frame_has_one_owner(book: Book) -> None:
             _hold(slot.frame not in owners, name, slot)
             _hold(frame.place is FramePlace.LENT and frame.size_bytes == slot.size_bytes, name, frame)
             _hold((frame.lease, frame.session) == (lease.lease, lease.session), name, frame)
-            going = slot.state is SlotState.LEAVING or (
-                slot.state is SlotState.MAPPED and lease.recall is Recall.WAITING
-            )
+            going = slot.state is SlotState.LEAVING or slot.slot in lease.going
             _hold(frame.leaving == going, "what leaves is counted as leaving", frame)
             owners[slot.frame] = slot
     for frame in book.ledger.frames.values():
@@ -141,7 +139,7 @@ def _parts(book: Book, ticket: Ticket) -> dict[int, int]:
     parts: dict[int, int] = {}
     for lease in (book.leases[number] for number in ticket.leases):
         for slot in lease.slots.values() if lease.paused else ():
-            if slot.state is not SlotState.MAPPED or lease.recall is not Recall.NONE:
+            if lease.is_absent(slot):
                 parts[slot.size_bytes] = parts.get(slot.size_bytes, 0) + 1
     return parts
 
@@ -159,8 +157,8 @@ def kept_contents_have_a_place(book: Book) -> None:
             if slot.state is SlotState.PARKED:
                 _hold(slot.copied, name, slot)
             _hold(slot.state is not SlotState.DROPPED or not keep, name, slot)
-            may_leave = lease.idle_bytes > 0 or lease.recall is not Recall.NONE
-            if keep and lease.paused and may_leave and slot.state in (SlotState.MAPPED, SlotState.LEAVING):
+            may_leave = (lease.idle_bytes > 0 and slot.state is SlotState.MAPPED) or slot.slot in lease.going
+            if keep and lease.paused and (may_leave or slot.state is SlotState.LEAVING):
                 _hold(slot.extent is not None, name, (lease.lease, slot))
             if slot.copied or (slot.state is SlotState.LEAVING and slot.extent is not None):
                 assert slot.extent is not None
@@ -239,8 +237,8 @@ def counters_tell_the_truth(book: Book) -> None:
         standing = {frame.frame for frame in ledger.frames.values() if ledger.shelf_of(frame) is shelf}
         _hold({frame.frame for frame in shelf} == standing, name, standing)
         _hold(shelf.size_bytes == sum(ledger.frames[one].size_bytes for one in standing), name, standing)
-    idle = sorted((lease.idle_since, lease.lease) for lease in book.leases.values() if lease.idle_bytes)
-    _hold([lease for _, lease in idle] == list(book.idle), "idle leases stand longest idle first", idle)
+    idle = sorted((one.cost, one.idle_since, one.lease) for one in book.leases.values() if one.idle_bytes)
+    _hold([lease for _, _, lease in idle] == list(book.idle), "idle leases stand cheapest first", idle)
     idle_bytes = sum(lease.idle_bytes for lease in book.leases.values())
     _hold(idle_bytes == book.idle.size_bytes, name, f"{idle_bytes} idle, {book.idle.size_bytes} counted")
     for lease in book.leases.values():
@@ -259,6 +257,9 @@ def _count_slots(lease: Lease) -> None:
         _hold(lease.count[state] == len(slots), "counters tell the truth", (lease.lease, state))
         size_bytes = sum(slot.size_bytes for slot in slots)
         _hold(lease.size_bytes[state] == size_bytes, "counters tell the truth", (lease.lease, state))
+    going = [lease.slots[number] for number in lease.going]
+    _hold(all(slot.state is SlotState.MAPPED for slot in going), "what is about to leave is there", lease.lease)
+    _hold(lease.going_bytes == sum(slot.size_bytes for slot in going), "counters tell the truth", lease.lease)
     extents = sum(slot.extent.size_bytes for slot in lease.slots.values() if slot.extent is not None)
     _hold(lease.host_bytes == extents, "counters tell the truth", (lease.lease, "host"))
     _hold(not lease.count[SlotState.EMPTY], "no slot is empty between events", lease.lease)
@@ -314,7 +315,7 @@ def calls_wait_for_something(book: Book) -> None:
             case Release():
                 waited = [book.leases[lease] for lease in what.outstanding]
                 _hold(all(call in lease.releases for lease in waited), name, call)
-                _hold(all(lease.recall is not Recall.NONE for lease in waited) and bool(waited), name, call)
+                _hold(all(lease.recalled for lease in waited) and bool(waited), name, call)
             case Ticket():
                 _hold(book.tickets.get(what.ticket) is what, name, call)
     for order in book.orders.values():

@@ -6,7 +6,6 @@ many slots there are.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 
 from vrambroker.broker.core.effects import Extent, LeaseState
 from vrambroker.broker.core.errors import invariant
@@ -15,16 +14,7 @@ from vrambroker.broker.core.ids import ArenaFileId, CallId, Domain, Instant, Lea
 from vrambroker.broker.core.slot import WITH_FRAME, Slot, Step, follow
 from vrambroker.broker.core.snapshot import SlotState
 
-
-class Recall(Enum):
-    """How far taking the lease's frames back has come.
-
-    WAITING: decided, but its place in the arena is not populated yet, so nothing has been said to the owner.
-    """
-
-    NONE = "none"
-    WAITING = "waiting"
-    SENT = "sent"
+ABSENT = (SlotState.PARKED, SlotState.DROPPED, SlotState.LEAVING)
 
 
 def _zeroes() -> dict[SlotState, int]:
@@ -35,6 +25,9 @@ def _zeroes() -> dict[SlotState, int]:
 class Lease:
     """`takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
     frames.
+
+    `going`: mapped slots whose recall is decided, while their place in the arena is not populated yet, so that nothing
+    has been said to the owner.
 
     `opened`: something has arrived in it, so that its owner's agent knows it. `lock`: the ticket that brings it back
     just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses that wait until its frames
@@ -52,7 +45,6 @@ class Lease:
     moved: bool = False
     takeable: bool = True
     opened: bool = False
-    recall: Recall = Recall.NONE
     lock: TicketId | None = None
     pending_slots: int = 0
     host_bytes: int = 0
@@ -60,6 +52,8 @@ class Lease:
     growing: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     comebacks: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     releases: dict[CallId, None] = field(default_factory=dict[CallId, None])
+    going: dict[SlotId, None] = field(default_factory=dict[SlotId, None])
+    going_bytes: int = 0
     count: dict[SlotState, int] = field(default_factory=_zeroes)
     size_bytes: dict[SlotState, int] = field(default_factory=_zeroes)
 
@@ -77,29 +71,49 @@ class Lease:
         return self.size_bytes[SlotState.MAPPED]
 
     @property
+    def cost(self) -> int:
+        """How dear it is to take its frames: nothing need be copied, or all of it."""
+        return 1 if self.contents is Contents.KEEP else 0
+
+    @property
+    def worth(self) -> str:
+        """What its contents are worth, as a person reads it."""
+        return {Contents.KEEP: "kept", Contents.DROP: "dropped", Contents.ZERO: "zero again"}[self.contents]
+
+    @property
     def absent_bytes(self) -> int:
-        """What it takes to bring it back from its pause: all but what is mapped and not about to leave."""
+        """What it still takes to bring it back from its pause: all but what is mapped and stays, or granted."""
         if not self.paused:
             return 0
-        return self.total_bytes - (self.mapped_bytes if self.recall is Recall.NONE else 0)
+        return sum(self.size_bytes[state] for state in ABSENT) + self.going_bytes
+
+    def is_absent(self, slot: Slot) -> bool:
+        """Tell whether it takes a frame to bring this slot back from a pause."""
+        return slot.state in ABSENT or slot.slot in self.going
+
+    @property
+    def recalled(self) -> bool:
+        """Some of it is on its way out, or about to be."""
+        return bool(self.count[SlotState.LEAVING] or self.going)
 
     @property
     def settled(self) -> bool:
         """Nothing of it is on the way."""
-        moving = self.count[SlotState.GRANTED] + self.count[SlotState.LEAVING]
-        return moving == 0 and self.recall is Recall.NONE
+        return not self.count[SlotState.GRANTED] and not self.recalled
 
     @property
     def idle_bytes(self) -> int:
-        """What may be taken from it: all that is mapped, if it is paused, left alone, and its contents have a place."""
-        free_to_take = self.paused and self.takeable and self.lock is None and self.settled and not self.growing
-        return self.mapped_bytes if free_to_take else 0
+        """What may be taken from it: all that is mapped and stays, if it is paused, left alone, and its contents have a
+        place.
+        """
+        free_to_take = self.paused and self.takeable and self.lock is None and not self.growing
+        return self.mapped_bytes - self.going_bytes if free_to_take else 0
 
     @property
     def state(self) -> LeaseState:
         if self.count[SlotState.GRANTED] or (not self.slots and self.growing):
             return LeaseState.ARRIVING
-        if self.count[SlotState.LEAVING] or self.recall is not Recall.NONE:
+        if self.recalled:
             return LeaseState.LEAVING
         if self.count[SlotState.MAPPED] == len(self.slots) and (self.slots or not self.paused):
             return LeaseState.IDLE if self.paused else LeaseState.RESIDENT
@@ -117,9 +131,26 @@ class Lease:
 
     def step(self, slot: Slot, step: Step) -> None:
         following = follow(slot.state, step)
+        self.stay(slot)
         self._tally(slot, -1)
         slot.state = following
         self._tally(slot, +1)
+
+    def go(self, slot: Slot) -> None:
+        """Count a mapped slot among those that are about to leave."""
+        invariant(slot.state is SlotState.MAPPED and slot.slot not in self.going, "only what is there can go")
+        self.going[slot.slot] = None
+        self.going_bytes += slot.size_bytes
+
+    def stay(self, slot: Slot) -> None:
+        """Undo `go`, if it was done."""
+        if slot.slot in self.going:
+            del self.going[slot.slot]
+            self.going_bytes -= slot.size_bytes
+
+    def staying(self) -> Iterator[Slot]:
+        """Yield the slots that are mapped and not about to leave."""
+        return (slot for slot in self.in_state(SlotState.MAPPED) if slot.slot not in self.going)
 
     def _tally(self, slot: Slot, by: int) -> None:
         self.count[slot.state] += by
@@ -147,6 +178,6 @@ class Lease:
         return [slot for slot in self.in_state(SlotState.MAPPED) if slot.extent is None]
 
     def files_to_park_in(self) -> dict[ArenaFileId, None]:
-        """Return the files that must be populated before the lease can be recalled."""
-        parks = (slot.park for slot in self.in_state(SlotState.MAPPED))
+        """Return the files that must be populated before all that is about to leave can be ordered out."""
+        parks = (self.slots[slot].park for slot in self.going)
         return {extent.file: None for extent in parks if extent is not None}

@@ -246,8 +246,6 @@ def after_return(book: Book, lease: Lease) -> None:
         # Nothing has become free, but what waits for the lease to come back needs less now.
         book.supply_grew = True
     recall.end_if_done(book, lease)
-    # The file that its recall waited for may have been for what is gone now.
-    recall.send_if_ready(book, lease)
 
 
 def return_lease(book: Book, lease: Lease) -> None:

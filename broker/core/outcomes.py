@@ -14,7 +14,7 @@ from vrambroker.broker.core.events import (
     FrameDestroyed,
 )
 from vrambroker.broker.core.ids import FrameId
-from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.lending import withdraw
 from vrambroker.broker.core.snapshot import FileState, FramePlace
@@ -89,10 +89,9 @@ def _call_off(book: Book, lease: Lease, reason: str, size_bytes: int) -> None:
     """Leave a lease idle whose contents have lost their place, and withdraw what was promised of it."""
     lease.takeable = False
     book.homeless[lease.lease] = None
-    if lease.recall is Recall.WAITING:
-        frames = list(book.mapped_frames(lease.lease))
-        for frame in frames:
-            hold.break_promise(book, frame)
+    if lease.going:
+        for slot in [lease.slots[number] for number in lease.going]:
+            hold.break_promise(book, book.frame_of(slot))
         error = OutOfHostMemory(
             message=f"{book.label_of(lease)} has no place to be kept: {reason}",
             requested_bytes=size_bytes,

@@ -11,7 +11,7 @@ from vrambroker.broker.core.effects import (
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory, WaitExpired
 from vrambroker.broker.core.events import Busy, Pause, Quiet, StillBusy
 from vrambroker.broker.core.ids import CallId, Instant, OrderId
-from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
 from vrambroker.broker.core.session import Session, printable, require_word
 
@@ -107,7 +107,7 @@ def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> O
 
 def _release(book: Book, session: Session, call: CallId, leases: list[Lease], deadline: Instant) -> bool:
     """Recall these leases now; tells whether the call has to wait for that."""
-    leaving = [lease for lease in leases if lease.mapped_bytes or lease.recall is not Recall.NONE]
+    leaving = [lease for lease in leases if lease.mapped_bytes or lease.recalled]
     if not leaving:
         return False
     release = Release(
@@ -121,7 +121,7 @@ def _release(book: Book, session: Session, call: CallId, leases: list[Lease], de
     book.wait(call, release)
     for lease in leaving:
         lease.releases[call] = None
-        recall.want(book, lease, "released on request")
+        recall.want_all(book, lease, "released on request")
     return True
 
 

@@ -1,7 +1,7 @@
-"""Recall: taking an idle lease's frames back, once what must be kept has its place.
+"""Recall: taking frames of an idle lease back, no more than are needed, once what must be kept has its place.
 
-A recall is decided, then sent: between the two lies the time until the arena's files are populated. One that is only
-decided can still be called off, and is, if nobody needs it any more.
+A slot's recall is decided, then sent: between the two lies the time until the arena's file is populated. One that is
+only decided can still be called off, and is, if nobody needs it any more.
 """
 
 from collections.abc import Iterable
@@ -10,20 +10,23 @@ from vrambroker.broker.core.arena import NOT_YET, ArenaFile
 from vrambroker.broker.core.book import Book, Release
 from vrambroker.broker.core.effects import Kind, Paused, RecalledSlot, SendRecall
 from vrambroker.broker.core.errors import BrokerError, invariant
-from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.snapshot import FileState, SlotState
 
 
-def want(book: Book, lease: Lease, why: str) -> None:
-    """Decide that the lease gives up all its mapped frames, and send the order as soon as it can be obeyed."""
-    if lease.recall is not Recall.NONE or not lease.mapped_bytes:
+def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
+    """Decide that the lease gives up these slots' frames, and order them out as soon as that can be obeyed."""
+    fresh = [slot for slot in slots if slot.state is SlotState.MAPPED and slot.slot not in lease.going]
+    if not fresh:
         return
     invariant(lease.paused and (lease.lock is None or bool(lease.releases)), "what comes back is not recalled")
-    invariant(not lease.unplaced(), "what must be kept has its place before it leaves")
-    lease.recall = Recall.WAITING
-    for frame in book.mapped_frames(lease.lease):
-        book.ledger.leave(frame)
+    kept = lease.contents is Contents.KEEP
+    invariant(not kept or all(slot.extent for slot in fresh), "what must be kept has its place before it leaves")
+    for slot in fresh:
+        lease.go(slot)
+        book.ledger.leave(book.frame_of(slot))
     book.supply_grew = True
     book.touch(lease, why)
     book.publish(Kind.RECALLED, why, session=book.name_of(lease.session), tag=lease.tag, lease=lease.lease)
@@ -34,11 +37,20 @@ def want(book: Book, lease: Lease, why: str) -> None:
     send_if_ready(book, lease)
 
 
+def want_all(book: Book, lease: Lease, why: str) -> None:
+    """Decide that the lease gives up all that it has."""
+    want(book, lease, list(lease.staying()), why)
+
+
 def send_if_ready(book: Book, lease: Lease) -> None:
-    """Send a decided recall if every file that it parks in is populated."""
-    files = (book.arena.files[number] for number in lease.files_to_park_in())
-    if lease.recall is Recall.WAITING and all(file.state is FileState.READY for file in files):
-        _order(book, lease, list(lease.in_state(SlotState.MAPPED)), "recalled")
+    """Order out what is decided and has its place in a file that is populated."""
+    ready = [slot for slot in map(lease.slots.__getitem__, lease.going) if _has_place(book, slot)]
+    if ready:
+        _order(book, lease, ready, "recalled")
+
+
+def _has_place(book: Book, slot: Slot) -> bool:
+    return slot.park is None or book.arena.files[slot.park.file].state is FileState.READY
 
 
 def vacate(book: Book, lease: Lease, slots: list[Slot], why: str) -> None:
@@ -50,7 +62,6 @@ def vacate(book: Book, lease: Lease, slots: list[Slot], why: str) -> None:
 
 
 def _order(book: Book, lease: Lease, slots: list[Slot], why: str) -> None:
-    lease.recall = Recall.SENT
     for slot in slots:
         book.step(lease, slot, Step.RECALL, why)
     book.emit(resend(lease, slots))
@@ -72,33 +83,28 @@ def file_ready(book: Book, file: ArenaFile) -> None:
 
 
 def call_off_if_needless(book: Book, lease: Lease) -> None:
-    """Leave the lease idle after all, if its recall was not sent and nobody waits for its frames."""
-    if lease.recall is not Recall.WAITING or lease.releases:
+    """Leave idle after all what was not ordered out yet, if nobody waits for its frames."""
+    if lease.releases:
         return
-    frames = list(book.mapped_frames(lease.lease))
-    if any(frame.ticket is not None for frame in frames):
+    slots = [lease.slots[number] for number in lease.going]
+    needless = [slot for slot in slots if book.frame_of(slot).ticket is None]
+    if not needless:
         return
-    lease.recall = Recall.NONE
-    for frame in frames:
-        book.ledger.stay(frame)
+    for slot in needless:
+        lease.stay(slot)
+        book.ledger.stay(book.frame_of(slot))
     book.touch(lease, "recall called off: nobody needs it any more")
     book.stir(lease.lock)
 
 
 def end_if_done(book: Book, lease: Lease) -> None:
-    """Close a recall when nothing is leaving any more."""
-    if lease.recall is Recall.NONE or lease.count[SlotState.LEAVING]:
+    """Answer who waited for the lease's frames, when nothing is leaving any more."""
+    if lease.recalled:
         return
-    if lease.recall is Recall.WAITING and lease.mapped_bytes:
-        return
-    lease.recall = Recall.NONE
     book.touch(lease, "all of it has left" if not lease.mapped_bytes else "recall is over")
     book.stir(lease.lock)
     if not lease.mapped_bytes:
         _answer_releases(book, lease)
-    elif lease.releases:
-        # A slot that could not leave before is asked again, since a release that came later waits for it.
-        want(book, lease, "released on request")
 
 
 def note_progress(book: Book, lease: Lease) -> None:

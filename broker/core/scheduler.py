@@ -1,8 +1,8 @@
 """Admission and the choice of whose memory is taken: pure functions of the ledger and the idle leases.
 
 A plan covers the whole need or there is none. Memory is taken in this order: pooled frames that fit as they are, free
-capacity, other pooled frames (destroyed for their bytes), frames that are on their way back already, and then whole
-idle leases, longest idle first.
+capacity, other pooled frames (destroyed for their bytes), frames that are on their way back already, and then frames of
+idle leases, no more than are needed: the cheapest to take first, then the longest idle.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -34,13 +34,15 @@ class Need:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to set aside: `exact` frames serve as they are, `melting` ones are destroyed for their bytes."""
+    """What to set aside: `exact` frames serve as they are, `melting` ones are destroyed for their bytes. `recalls`: which
+    of them idle leases have to give up for it.
+    """
 
     exact: tuple[FrameId, ...]
     melting: tuple[FrameId, ...]
     to_create: Mapping[int, int]
     reserve_bytes: int
-    recalls: tuple[LeaseId, ...]
+    recalls: Mapping[LeaseId, Set[FrameId]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,6 @@ class _Draft:
         self._short_bytes = bytes_of(need.parts) - ledger.unframed_bytes
         self._exact: dict[FrameId, Frame] = {}
         self._melting: dict[FrameId, Frame] = {}
-        self._recalls: list[LeaseId] = []
 
     def fit_pooled(self, pool: Shelf) -> None:
         """Take what serves as it is, even where free capacity would do: a recycled frame is there already."""
@@ -140,18 +141,19 @@ class _Draft:
                 self._short_bytes -= frame.size_bytes
 
     def recall(self, supply: Supply) -> None:
-        """Take whole idle leases until nothing is short."""
+        """Take frames of idle leases until nothing is short: of each lease first those that serve as they are."""
         for lease in supply.idle:
             if self._short_bytes <= 0:
                 return
             if lease in self._spared:
                 continue
-            self._recalls.append(lease)
             frames = tuple(supply.frames_of(lease))
             for frame in frames:
+                if self._short_bytes <= 0:
+                    break
                 if frame.domain == self._domain and frame.size_bytes in self._missing:
                     self._take(frame)
-            self.melt(frames)
+            self.melt(sorted(frames, key=lambda frame: -frame.size_bytes))
 
     def finish(self) -> Plan | None:
         if self._short_bytes > 0:
@@ -164,7 +166,7 @@ class _Draft:
             melting=tuple(self._melting),
             to_create=self._to_create,
             reserve_bytes=min(self._unframed_bytes, bytes_of(self._to_create)),
-            recalls=self._needed_recalls(),
+            recalls=self._recalls(),
         )
 
     def _prune(self) -> None:
@@ -174,7 +176,9 @@ class _Draft:
                 del self._melting[frame.frame]
                 self._short_bytes += frame.size_bytes
 
-    def _needed_recalls(self) -> tuple[LeaseId, ...]:
-        chosen = [*self._exact.values(), *self._melting.values()]
-        giving = {frame.lease for frame in chosen if frame.place is FramePlace.LENT}
-        return tuple(lease for lease in self._recalls if lease in giving)
+    def _recalls(self) -> dict[LeaseId, set[FrameId]]:
+        recalls: dict[LeaseId, set[FrameId]] = {}
+        for frame in (*self._exact.values(), *self._melting.values()):
+            if frame.place is FramePlace.LENT and not frame.leaving and frame.lease is not None:
+                recalls.setdefault(frame.lease, set()).add(frame.frame)
+        return recalls

@@ -1,7 +1,7 @@
 """A naive broker: what the core promises, said in the plainest way, for a world that does everything at once.
 
-One frame size, one domain, and no index or counter: every question is answered by looking at everything. A lease is
-in or out as a whole, since recall takes whole leases and nothing fails here.
+One frame size, one domain, and no index or counter: every question is answered by looking at everything. Nothing fails
+here.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from vrambroker.broker.core.events import Contents
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NaiveLease:
-    """`idle_since` orders the idle; `size` counts frames."""
+    """`idle_since` orders the idle; `size` counts frames, and `there` those that are on the device."""
 
     session: int
     tag: str
@@ -19,7 +19,7 @@ class NaiveLease:
     number: int
     size: int = 0
     paused: bool = False
-    there: bool = True
+    there: int = 0
     idle_since: int = 0
 
     @property
@@ -46,25 +46,23 @@ class Naive:
 
     @property
     def free(self) -> int:
-        return self.capacity - sum(lease.size for lease in self.leases if lease.there)
+        return self.capacity - sum(lease.there for lease in self.leases)
 
     def of(self, session: int, tags: tuple[str, ...]) -> list[NaiveLease]:
         return [lease for lease in self.leases if lease.session == session and lease.tag in tags]
 
     def idle(self, spared: list[NaiveLease]) -> list[NaiveLease]:
-        """Return who may be recalled, longest idle first."""
-        found = [one for one in self.leases if one.paused and one.there and one.size and one not in spared]
-        return sorted(found, key=lambda one: (one.idle_since, one.number))
+        """Return who may be recalled: who need not be copied first, then the longest idle."""
+        found = [one for one in self.leases if one.paused and one.there and one not in spared]
+        return sorted(found, key=lambda one: (one.contents is Contents.KEEP, one.idle_since, one.number))
 
     def take(self, need: int, spared: list[NaiveLease]) -> bool:
         """Make room for so many frames by recall, or change nothing."""
         idle = self.idle(spared)
-        if need > self.free + sum(lease.size for lease in idle):
+        if need > self.free + sum(lease.there for lease in idle):
             return False
         for lease in idle:
-            if need <= self.free:
-                break
-            lease.there = False
+            lease.there -= min(lease.there, max(0, need - self.free))
         return True
 
     def take_at_once(self, need: int, spared: list[NaiveLease]) -> bool:
@@ -84,6 +82,7 @@ class Naive:
             lease = NaiveLease(session=session, tag=tag, contents=contents, number=number)
             self.leases.append(lease)
         lease.size += size
+        lease.there += size
         return "Leased"
 
     def pause(self, session: int, tags: tuple[str, ...], release: bool, now: int) -> str:
@@ -96,7 +95,7 @@ class Naive:
         for lease in fresh:
             lease.paused, lease.idle_since = True, now
         for lease in self.of(session, tags) if release else []:
-            lease.there = lease.there and not lease.size
+            lease.there = 0
         self.serve()
         return "Paused"
 
@@ -107,7 +106,7 @@ class Naive:
         leases = self.of(session, tags)
         if sum(lease.size for lease in leases) > self.capacity:
             return "OutOfDeviceMemory"
-        need = sum(lease.size for lease in leases if not lease.there)
+        need = sum(lease.size - lease.there for lease in leases)
         if not need or (not wait and self.take_at_once(need, leases)):
             self.bring_back(leases)
             self.serve()
@@ -120,7 +119,7 @@ class Naive:
 
     def bring_back(self, leases: list[NaiveLease]) -> None:
         for lease in leases:
-            lease.paused, lease.there = False, True
+            lease.paused, lease.there = False, lease.size
 
     def serve(self) -> None:
         """Serve the queue, first come first served; past one that can't be served, only those that fit in what is
@@ -130,7 +129,7 @@ class Naive:
         while served:
             served, blocked = False, False
             for waiting in list(self.queue):
-                need = sum(lease.size for lease in waiting.leases if not lease.there)
+                need = sum(lease.size - lease.there for lease in waiting.leases)
                 if need <= self.free or (not blocked and self.take(need, waiting.leases)):
                     self.bring_back(waiting.leases)
                     self.queue.remove(waiting)

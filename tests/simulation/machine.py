@@ -97,8 +97,10 @@ class Machine:
         require(used <= self.budget_bytes, f"{used} bytes of arena on a budget of {self.budget_bytes}")
 
     def map_file(self, number: ArenaFileId, pid: int, domain: Domain) -> None:
-        """Map a file ahead of need; one that is about to go is not sent any more."""
-        file = self.files[number]
+        """Map a file ahead of need; one that is about to go, or has gone meanwhile, is not sent any more."""
+        file = self.files.get(number)
+        if file is None:
+            return
         require(file.domain == domain, f"file {number} is offered across domains")
         if not file.dying:
             file.mappers.add(pid)

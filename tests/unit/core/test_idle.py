@@ -3,17 +3,17 @@
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.idle import Holdings, IdleLeases
 from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId
-from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
 
 
-def idle_lease(number: int, since: int, sizes: tuple[int, ...] = (4,)) -> Lease:
+def idle_lease(number: int, since: int, sizes: tuple[int, ...] = (4,), contents: Contents = Contents.DROP) -> Lease:
     lease = Lease(
         lease=LeaseId(number),
         session=SessionId(1),
         domain=Domain("d"),
         tag="t",
-        contents=Contents.DROP,
+        contents=contents,
         since=Instant(0),
         idle_since=Instant(since),
         paused=True,
@@ -37,14 +37,33 @@ def test_the_longest_idle_comes_first_whenever_it_was_entered() -> None:
 def test_what_may_not_be_taken_is_not_in_it() -> None:
     idle, lease = IdleLeases(), idle_lease(1, 10)
     idle.update(lease)
-    for spoil in ("lock", "takeable", "recall", "paused"):
+    for spoil in ("lock", "takeable", "paused"):
         before = getattr(lease, spoil)
-        setattr(lease, spoil, {"lock": 5, "takeable": False, "recall": Recall.WAITING, "paused": False}[spoil])
+        setattr(lease, spoil, {"lock": 5, "takeable": False, "paused": False}[spoil])
         assert not idle.update(lease)
         assert not list(idle), spoil
         assert idle.size_bytes == 0
         setattr(lease, spoil, before)
         assert idle.update(lease)
+
+
+def test_what_is_about_to_leave_is_no_longer_to_be_taken() -> None:
+    idle, lease = IdleLeases(), idle_lease(1, 10, (4, 16))
+    idle.update(lease)
+    slot = next(iter(lease.slots.values()))
+    lease.go(slot)
+    assert not idle.update(lease)
+    assert idle.size_bytes == 16
+    lease.stay(slot)
+    assert idle.update(lease)
+    assert idle.size_bytes == 20
+
+
+def test_what_need_not_be_copied_comes_before_what_has_been_idle_for_longer() -> None:
+    idle = IdleLeases()
+    for lease in (idle_lease(1, 10, contents=Contents.KEEP), idle_lease(2, 30), idle_lease(3, 20)):
+        idle.update(lease)
+    assert list(idle) == [3, 2, 1]
 
 
 def test_an_update_without_a_change_tells_so() -> None:

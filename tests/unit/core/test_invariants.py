@@ -170,7 +170,7 @@ TAMPERED: list[tuple[Callable[[Book], None], str]] = [
     (forget_copy, "kept contents have a place"),
     (promise_in_the_air, "a hold names real frames|can't fail on bytes"),
     (promise_to_two, "a hold names real frames"),
-    (forget_idle, "idle leases stand longest idle first"),
+    (forget_idle, "idle leases stand cheapest first"),
     (leave_queue, "the queue is what waits"),
     (forget_to_admit, "never kept waiting|arena|an extent"),
     (lose_call, "each call waits for something"),

@@ -6,7 +6,7 @@ from vrambroker.broker.core.effects import Extent, LeaseState
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import ArenaFileId, Domain, Instant, LeaseId, SessionId, SlotId, TicketId
-from vrambroker.broker.core.lease import Lease, Recall
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
 
 LIFE = {
@@ -57,10 +57,15 @@ def test_the_state_is_derived_from_the_slots(slots: tuple[str, ...], paused: boo
 def test_a_decided_recall_shows_as_leaving_and_its_frames_as_absent() -> None:
     lease = lease_of("mapped", "mapped")
     assert lease.absent_bytes == 0
-    lease.recall = Recall.WAITING
+    one, other = lease.slots.values()
+    lease.go(one)
     assert lease.state is LeaseState.LEAVING
-    assert lease.absent_bytes == 8
-    assert lease.idle_bytes == 0
+    assert (lease.absent_bytes, lease.idle_bytes) == (4, 4)
+    lease.go(other)
+    assert (lease.absent_bytes, lease.idle_bytes) == (8, 0)
+    lease.step(one, Step.RECALL)
+    lease.step(one, Step.DROP)
+    assert (lease.absent_bytes, lease.going_bytes) == (8, 4)
 
 
 def test_an_empty_lease_that_is_growing_is_arriving() -> None:
@@ -72,7 +77,7 @@ def test_an_empty_lease_that_is_growing_is_arriving() -> None:
 def test_bytes_follow_the_steps() -> None:
     lease = lease_of("mapped", "granted", "leaving", "parked", "dropped")
     assert (lease.device_bytes, lease.total_bytes, lease.mapped_bytes) == (12, 20, 4)
-    assert lease.absent_bytes == 16
+    assert lease.absent_bytes == 12, "what is granted is on its way"
     assert not lease.settled
 
 
@@ -83,6 +88,8 @@ def test_a_slot_has_one_extent_of_its_own_size() -> None:
     extent = Extent(file=ArenaFileId(9), offset_bytes=0, size_bytes=4)
     lease.place(slot, extent)
     assert (lease.host_bytes, lease.unplaced(), slot.park) == (4, [], extent)
+    assert not lease.files_to_park_in()
+    lease.go(slot)
     assert list(lease.files_to_park_in()) == [9]
     with pytest.raises(InvariantViolation):
         lease.place(slot, extent)

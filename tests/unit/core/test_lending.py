@@ -88,7 +88,8 @@ def test_nothing_is_to_spare_while_somebody_waits() -> None:
     desk.lease(session, "a", 4)
     desk.pause(session, "a")
     holds = desk.lease(other, "w", 4)
-    desk.lend(other, "w", 1)  # takes what was idle
+    desk.pause(session, "a", release=True)
+    desk.lend(other, "w", 1)
     assert desk.resume(session, "a", wait=True) is None
     desk.lend(other, "w", 1, spare=1)
     assert desk.view(holds).device_bytes == 6 * MIB
@@ -149,14 +150,15 @@ def test_what_is_not_certain_is_refused_at_once_with_the_holders() -> None:
 def test_a_lease_waits_for_an_idle_one_to_be_recalled() -> None:
     desk = Desk(held_back=("leave",))
     one, two = desk.attach(peer(1)), desk.attach(peer(2))
-    desk.lease(one, "w", 6, DROP)
+    idle = desk.lease(one, "w", 6, DROP)
     desk.pause(one, "w")
     assert desk.lend(two, "kv", 5) is None
     desk.let_go("leave")
     assert isinstance(desk.answers[desk.last_call], ef.Leased)
     grant = desk.sent(ef.SendGrant)[-1]
     assert sum(slot.dirty for slot in grant.slots) == 3, "recycled frames are dirty, new ones are not"
-    assert desk.free == 3
+    assert desk.free == 0
+    assert desk.view(idle).device_bytes == 3 * MIB, "no more is taken than it takes"
 
 
 def test_frames_of_another_domain_are_not_recycled() -> None:

@@ -185,7 +185,7 @@ def test_what_lost_its_place_finds_another_when_somebody_needs_its_frames(waits:
     desk.let_go("file")
     answer = desk.resume(other, "kv") if waits else desk.lend(other, "y", 3)
     assert isinstance(answer, ef.Resumed if waits else ef.Leased)
-    assert desk.view(lease).state is LeaseState.PARKED
+    assert desk.view(lease).device_bytes == (0 if waits else MIB)
     assert isinstance(desk.pause(other, "x", "kv", "y" if not waits else "x"), ef.Paused)
     assert isinstance(desk.resume(session, "w"), ef.Resumed)
 
@@ -230,7 +230,7 @@ def test_another_pause_finds_another_place_after_a_file_has_failed() -> None:
     assert isinstance(desk.lend(other, "kv", 8), ef.Leased)
 
 
-def test_a_recall_goes_on_when_what_it_waited_for_is_returned() -> None:
+def test_what_has_its_place_leaves_first_and_a_recall_ends_when_the_rest_is_returned() -> None:
     desk = Desk(limits(sizes=(1, 2), file=2), held_back=("file",))
     session = desk.attach(peer(1))
     lease = desk.lease(session, "w", 3)
@@ -239,8 +239,9 @@ def test_a_recall_goes_on_when_what_it_waited_for_is_returned() -> None:
     desk.do(first)
     desk.pause(session, "w", release=True)
     call = desk.last_call
-    assert not desk.sent(ef.SendRecall)
     assert isinstance(second, ev.ArenaFileReady)
+    assert [slot.park.file for sent in desk.sent(ef.SendRecall) for slot in sent.slots if slot.park] != [second.file]
+    assert call not in desk.answers
     late = [slot.slot for slot in desk.view(lease).slots if slot.extent and slot.extent.file == second.file]
     desk.give(session, lease, late)
     desk.do(ev.ArenaFileFailed(file=second.file, reason="ENOMEM"))

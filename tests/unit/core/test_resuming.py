@@ -23,7 +23,7 @@ def swap(desk: Desk) -> tuple[SessionId, SessionId, LeaseId, LeaseId]:
     """Return a trainer whose 6 MiB are parked, and a rollout that has 6 of the 8 MiB, resident."""
     one, two = desk.attach(peer(1), "trainer"), desk.attach(peer(2), "rollout")
     parked = desk.lease(one, "w", 6)
-    desk.pause(one, "w")
+    desk.pause(one, "w", release=True)
     there = desk.lease(two, "kv", 6, DROP)
     return one, two, parked, there
 
@@ -94,7 +94,7 @@ def test_a_resume_waits_for_a_peer_to_pause() -> None:
     call = desk.last_call
     desk.pause(two, "kv")
     assert isinstance(desk.answers[call], ef.Resumed)
-    assert (desk.view(parked).state, desk.view(there).state) == (LeaseState.RESIDENT, LeaseState.PARKED)
+    assert (desk.view(parked).state, desk.view(there).device_bytes) == (LeaseState.RESIDENT, 2 * MIB)
 
 
 def test_a_resume_waits_for_a_peer_to_return() -> None:
@@ -124,8 +124,8 @@ def test_a_peer_that_has_not_let_go_in_time_is_named() -> None:
     assert [(holder.session, holder.tag) for holder in refused.holders] == [("rollout", "kv")]
     assert desk.view(parked).state is LeaseState.PARKED
     desk.let_go("leave")
-    assert desk.free == 8
-    assert desk.view(there).state is LeaseState.PARKED
+    assert desk.free == 6
+    assert desk.view(there).device_bytes == 2 * MIB
 
 
 def test_all_tags_or_none() -> None:
@@ -165,7 +165,7 @@ def test_the_leases_of_one_ticket_are_not_recalled_for_each_other() -> None:
     answer = desk.resume(session, "idle", "away")
     assert isinstance(answer, ef.Resumed)
     assert {one.lease: one.same_pages for one in answer.leases} == {idle: True, away: False}
-    assert desk.view(other).state is LeaseState.PARKED
+    assert desk.view(other).device_bytes == 2 * MIB
 
 
 def test_waiting_is_first_come_first_served() -> None:
