@@ -1,6 +1,6 @@
 """Attach, reattach, detach, and the end of a process: who is there, and what becomes of what they held."""
 
-from vrambroker.broker.core import files, hold, pausing, recall
+from vrambroker.broker.core import files, pausing, recall
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import (
     Attached,
@@ -16,7 +16,7 @@ from vrambroker.broker.core.effects import (
 )
 from vrambroker.broker.core.errors import BrokerError, Draining, UnknownSession, invariant
 from vrambroker.broker.core.events import Attach, ConnectionLost, Detach, FencePassed, ProcessEnded, Reattach
-from vrambroker.broker.core.grant import granted_slot
+from vrambroker.broker.core.grant import break_promise, granted_slot
 from vrambroker.broker.core.ids import ConnectionId, SessionId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
@@ -137,7 +137,7 @@ def _confiscate(book: Book, lease: Lease) -> list[Frame]:
     end_demands(book, lease)
     frames = [book.frame_of(slot) for slot in lease.slots.values() if slot.frame is not None]
     for frame in frames:
-        hold.break_promise(book, frame)
+        break_promise(book, frame)
     for frame in frames:
         book.ledger.fence(frame)
     for slot in list(lease.slots.values()):

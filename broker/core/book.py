@@ -284,9 +284,11 @@ class Book:
         if not waits:
             return None
         match what:
-            case Ticket(stage=Stage.GRANTED) | Release():
+            case Ticket() if not what.slots:
+                return what.deadline
+            case Ticket() | Release():
                 return Instant(max(what.deadline, what.moved_at + self.limits.patience_ns))
-            case _:
+            case PauseOrder():
                 return what.deadline
 
     def reply(self, call: CallId, outcome: Outcome) -> None:

@@ -243,7 +243,7 @@ def _abandon(book: Book, event: ev.CallAbandoned) -> None:
     what = book.waits.get(call)
     error = WaitExpired(message="the caller went away")
     match what:
-        case Ticket(stage=Stage.QUEUED | Stage.ADMITTED):
+        case Ticket(stage=Stage.QUEUED | Stage.ADMITTED) if not what.slots:
             lending.withdraw(book, what, error)
         case PauseOrder():
             pausing.cancel(book, what, error)

@@ -1,7 +1,7 @@
-"""Granting: what happens to a ticket from the moment its hold is complete until its frames have arrived, or are back
-again.
+"""Granting: what happens to a ticket from the moment it is admitted until its frames have arrived, or are back again.
 
-For now a ticket is granted only when everything it needs is in hand; `progress` is the one place that decides this.
+Frames are handed on as they come: what leaves one session is granted to the next while more of it is still being
+copied out. `progress` is the one place that decides this.
 """
 
 from vrambroker.broker.core import files, hold, recall
@@ -18,6 +18,7 @@ from vrambroker.broker.core.effects import (
 from vrambroker.broker.core.errors import BrokerError, invariant
 from vrambroker.broker.core.ids import FrameId, Instant, LeaseId, SlotId, TicketId
 from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.snapshot import SlotState
 from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket
@@ -26,35 +27,36 @@ from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket
 def progress(book: Book, ticket: Ticket) -> None:
     """Take a ticket as far as it can go now."""
     match ticket.stage:
-        case Stage.ADMITTED if _ready(book, ticket):
+        case Stage.ADMITTED:
             _hand_over(book, ticket)
         case Stage.GRANTED if not ticket.outstanding:
             _complete(book, ticket)
-        case Stage.UNDOING if not ticket.slots:
+        case Stage.UNDOING if not ticket.slots and ticket.call is None:
             hold.close(book, ticket)
+        case Stage.UNDOING if not ticket.slots:
+            hold.queue_again(book, ticket)
         case _:
             pass
 
 
-def _ready(book: Book, ticket: Ticket) -> bool:
-    """Everything is in hand, or not needed any more; and no lease is still on its way out that is to come back."""
-    if not ticket.hold.complete and hold.needed_bytes(book, ticket):
-        return False
-    match ticket.demand:
-        case Growth():
-            return True
-        case Comeback(leases=leases):
-            return all(book.leases[lease].settled for lease in leases if book.leases[lease].paused)
-
-
 def _hand_over(book: Book, ticket: Ticket) -> None:
-    match ticket.demand:
-        case Growth(claimed=False) as growth:
-            _offer(book, ticket, growth)
-        case Growth() as growth:
-            send_growth(book, ticket, growth)
-        case Comeback(leases=leases):
-            _send_comeback(book, ticket, leases)
+    """Grant what is in hand. What is only being made is waited for: it takes a moment, and a few large grants are mapped
+    faster than many small ones.
+    """
+    if not ticket.hold.creating:
+        match ticket.demand:
+            case Growth(claimed=False) as growth:
+                if ticket.hold.complete:
+                    _offer(book, ticket, growth)
+                return
+            case Growth() as growth:
+                _send_growth(book, ticket, growth)
+            case Comeback(leases=leases):
+                _send_comeback(book, ticket, leases)
+    if not hold.needed_bytes(book, ticket):
+        ticket.stage, ticket.moved_at = Stage.GRANTED, book.now
+        hold.empty(book, ticket)
+        book.stir(ticket.ticket)
 
 
 def _offer(book: Book, ticket: Ticket, growth: Growth) -> None:
@@ -70,32 +72,39 @@ def _offer(book: Book, ticket: Ticket, growth: Growth) -> None:
     book.reply(call, Leased(lease=growth.lease, claim=claim))
 
 
-def send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
+def _send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
     """Lend the frames in hand as new slots."""
     lease = book.leases[growth.lease]
-    lease.pending_slots -= sum(growth.parts.values())
     slots: list[Slot] = []
-    for size, number in growth.parts.items():
-        for _ in range(number):
+    for size, frames in ticket.hold.in_hand.items():
+        for _ in frames:
             slot = Slot(slot=SlotId(book.draw_id()), size_bytes=size)
             lease.add(slot)
             slots.append(slot)
             book.count_kept(lease, slot.size_bytes)
-    ticket.stage, ticket.moved_at = Stage.GRANTED, book.now
-    _send(book, ticket, lease, slots)
+            growth.parts[size] -= 1
+            lease.pending_slots -= 1
+    if slots:
+        _send(book, ticket, lease, slots)
 
 
 def _send_comeback(book: Book, ticket: Ticket, leases: dict[LeaseId, None]) -> None:
-    ticket.stage, ticket.moved_at = Stage.GRANTED, book.now
+    """Lend the frames in hand for what has left; not to a lease that somebody waits for to be gone."""
+    in_hand = {size: len(frames) for size, frames in ticket.hold.in_hand.items()}
     for lease in (book.leases[number] for number in leases):
-        slots = list(lease.in_state(SlotState.PARKED, SlotState.DROPPED)) if lease.paused else []
+        if not lease.paused or lease.releases or not any(in_hand.values()):
+            continue
+        slots: list[Slot] = []
+        for slot in lease.in_state(SlotState.PARKED, SlotState.DROPPED):
+            if in_hand.get(slot.size_bytes):
+                in_hand[slot.size_bytes] -= 1
+                slots.append(slot)
         if slots:
             _send(book, ticket, lease, slots)
-    hold.empty(book, ticket)
-    book.stir(ticket.ticket)
 
 
 def _send(book: Book, ticket: Ticket, lease: Lease, slots: list[Slot]) -> None:
+    ticket.moved_at = book.now
     granted = tuple(_grant(book, ticket, lease, slot) for slot in slots)
     order = SendGrant(session=lease.session, lease=lease.lease, tag=lease.tag, contents=lease.contents, slots=granted)
     book.emit(order)
@@ -103,7 +112,7 @@ def _send(book: Book, ticket: Ticket, lease: Lease, slots: list[Slot]) -> None:
 
 def _grant(book: Book, ticket: Ticket, lease: Lease, slot: Slot) -> GrantedSlot:
     in_hand = ticket.hold.in_hand.get(slot.size_bytes)
-    invariant(bool(in_hand), "a complete hold has a frame for every slot")
+    invariant(bool(in_hand), "only what is in hand is granted")
     assert in_hand
     frame = book.frame(in_hand.pop())
     dirty = book.ledger.lend(frame, lease.session, lease.lease, lease.domain)
@@ -168,14 +177,34 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
 
 
 def undo(book: Book, ticket: Ticket, error: BrokerError) -> None:
-    """Refuse a ticket whose grant failed, or took too long, and take back what had arrived; residency becomes what it was."""
-    if ticket.stage is not Stage.GRANTED:
+    """Refuse a ticket whose grant failed, or took too long, and take back what had arrived; residency becomes what it
+    was.
+    """
+    if ticket.stage not in (Stage.ADMITTED, Stage.GRANTED):
         return
-    ticket.stage = Stage.UNDOING
     call, ticket.call = ticket.call, None
     session, tag = book.name_of(ticket.session), hold.tags(book, ticket)
     if call is not None:
         book.refuse(call, error, session=session, tag=tag, ticket=ticket.ticket)
+    _take_back(book, ticket)
+
+
+def break_promise(book: Book, frame: Frame) -> None:
+    """Have the ticket that counted on this frame wait again, at its old place; what it had got goes back."""
+    if frame.ticket is None:
+        return
+    ticket = book.tickets[frame.ticket]
+    invariant(ticket.stage is Stage.ADMITTED, "only an admitted ticket has promises")
+    if ticket.slots:
+        _take_back(book, ticket)
+    else:
+        hold.empty(book, ticket)
+        hold.queue_again(book, ticket)
+
+
+def _take_back(book: Book, ticket: Ticket) -> None:
+    hold.empty(book, ticket)
+    ticket.stage = Stage.UNDOING
     by_lease: dict[LeaseId, list[Slot]] = {}
     for number, lease in ticket.slots.items():
         slot = book.leases[lease].slots[number]

@@ -192,16 +192,16 @@ def empty(book: Book, ticket: Ticket) -> None:
     _let_go(book, dict.fromkeys(hold.frames_in_hand()) | hold.creating | hold.exact | hold.melting)
 
 
-def break_promise(book: Book, frame: Frame) -> None:
-    """Put the ticket that counted on this frame back into the queue, at its old place and with nothing set aside."""
-    if frame.ticket is None:
-        return
-    ticket = book.tickets[frame.ticket]
-    invariant(ticket.stage is Stage.ADMITTED, "only an admitted ticket has promises")
-    empty(book, ticket)
+def queue_again(book: Book, ticket: Ticket) -> None:
+    """Put a ticket that has nothing any more back into the queue, at its old place."""
+    if isinstance(ticket.demand, Growth):
+        lease, growth = book.leases[ticket.demand.lease], ticket.demand
+        lease.pending_slots += sum(growth.asked.values()) - sum(growth.parts.values())
+        growth.parts = dict(growth.asked)
     _unlock(book, ticket)
     ticket.stage = Stage.QUEUED
     insort(book.queue, ticket.ticket)
+    book.bound(ticket)
 
 
 def _unlock(book: Book, ticket: Ticket) -> None:
@@ -229,8 +229,7 @@ def close(book: Book, ticket: Ticket) -> None:
         case Growth(lease=number, parts=parts):
             lease = book.leases[number]
             del lease.growing[ticket.ticket]
-            if ticket.stage in (Stage.QUEUED, Stage.ADMITTED, Stage.CLAIMABLE):
-                lease.pending_slots -= sum(parts.values())
+            lease.pending_slots -= sum(parts.values())
             book.touch(lease, "its growth is over")
             drop_if_never_opened(book, lease)
         case Comeback(leases=leases):

@@ -272,7 +272,8 @@ def tickets_and_leases_agree(book: Book) -> None:
     for ticket in book.tickets.values():
         named.update(ticket.slots)
         _hold(ticket.outstanding.items() <= ticket.slots.items(), name, ticket)
-        _hold(bool(ticket.slots) == (ticket.stage in (Stage.GRANTED, Stage.UNDOING)), name, ticket)
+        _hold(not ticket.slots or ticket.stage in (Stage.ADMITTED, Stage.GRANTED, Stage.UNDOING), name, ticket)
+        _hold(bool(ticket.slots) or ticket.stage not in (Stage.GRANTED, Stage.UNDOING), name, ticket)
         for number in ticket.leases:
             lease = book.leases[number]
             _hold(lease.session == ticket.session, name, ticket)

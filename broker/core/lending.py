@@ -15,7 +15,7 @@ from vrambroker.broker.core.errors import (
 )
 from vrambroker.broker.core.events import Claim, Return
 from vrambroker.broker.core.events import Lease as LeaseCall
-from vrambroker.broker.core.grant import send_growth
+from vrambroker.broker.core.grant import undo
 from vrambroker.broker.core.ids import CallId, Instant, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.scheduler import Need, Plan, Reach
@@ -43,7 +43,7 @@ def lend(book: Book, event: LeaseCall) -> None:
     else:
         found = plan_at_once(book, need, event.size_bytes, f"{session.name}/{event.tag}")
     lease = book.open_lease(session, event.tag, event.contents)
-    growth = Growth(lease=lease.lease, parts=parts, claimed=event.claimed)
+    growth = Growth(lease=lease.lease, asked=parts, parts=dict(parts), claimed=event.claimed)
     ticket = open_ticket(book, session, growth, event.call.call, event.deadline, certain=True)
     lease.growing[ticket.ticket] = None
     lease.pending_slots += sum(parts.values())
@@ -178,6 +178,14 @@ def withdraw(book: Book, ticket: Ticket, error: BrokerError) -> None:
     hold.close(book, ticket)
 
 
+def give_up(book: Book, ticket: Ticket, error: BrokerError) -> None:
+    """Refuse a ticket; what was granted under it already goes back as its peer lets go of it."""
+    if ticket.slots:
+        undo(book, ticket, error)
+    else:
+        withdraw(book, ticket, error)
+
+
 def claim(book: Book, event: Claim) -> None:
     """Send the grant that an unclaimed lease left waiting."""
     session = book.sessions.get(event.session)
@@ -189,7 +197,8 @@ def claim(book: Book, event: Claim) -> None:
     ticket.call = event.call.call
     ticket.deadline = Instant(book.now + book.limits.claim_ns)
     book.wait(event.call.call, ticket)
-    send_growth(book, ticket, ticket.demand)
+    ticket.stage, ticket.demand.claimed = Stage.ADMITTED, True
+    book.stir(ticket.ticket)
 
 
 def give(book: Book, event: Return) -> None:
@@ -241,6 +250,10 @@ def detach_slot(book: Book, lease: Lease, slot: Slot, *, wipe: bool) -> None:
 
 def after_return(book: Book, lease: Lease) -> None:
     """Bring what depends on a lease in line after it has lost slots."""
+    if lease.lease in book.homeless and not lease.unplaced():
+        # What had no place to be kept in is gone: the rest may be taken again.
+        del book.homeless[lease.lease]
+        lease.takeable = True
     book.touch(lease, "returned")
     if lease.comebacks:
         # Nothing has become free, but what waits for the lease to come back needs less now.

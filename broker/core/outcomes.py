@@ -1,6 +1,6 @@
 """How slow work of the daemon's own ended: frames made and destroyed, arena files populated, punched and gone."""
 
-from vrambroker.broker.core import files, hold, recall
+from vrambroker.broker.core import files, grant, hold, recall
 from vrambroker.broker.core.arena import Use
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import DriverFailed, OutOfHostMemory, invariant
@@ -16,7 +16,7 @@ from vrambroker.broker.core.events import (
 from vrambroker.broker.core.ids import FrameId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
-from vrambroker.broker.core.lending import withdraw
+from vrambroker.broker.core.lending import give_up
 from vrambroker.broker.core.snapshot import FileState, FramePlace
 
 
@@ -45,7 +45,7 @@ def frame_create_failed(book: Book, event: FrameCreateFailed) -> None:
             driver_call=event.driver_call,
             driver_result=event.driver_result,
         )
-        withdraw(book, ticket, error)
+        give_up(book, ticket, error)
     book.ledger.vanish(frame)
     book.supply_grew = True
 
@@ -91,7 +91,7 @@ def _call_off(book: Book, lease: Lease, reason: str, size_bytes: int) -> None:
     book.homeless[lease.lease] = None
     if lease.going:
         for slot in [lease.slots[number] for number in lease.going]:
-            hold.break_promise(book, book.frame_of(slot))
+            grant.break_promise(book, book.frame_of(slot))
         error = OutOfHostMemory(
             message=f"{book.label_of(lease)} has no place to be kept: {reason}",
             requested_bytes=size_bytes,

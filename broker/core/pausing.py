@@ -159,11 +159,16 @@ def quiet(book: Book, event: Quiet) -> None:
         cancel(book, order, error)
         return
     _close(book, order)
+    told = {lease.tag for lease in leases if not lease.paused}
     try:
         _take_effect(book, session, order.call, leases, order.deadline if order.release else None)
     except OutOfHostMemory as error:
         book.emit(SendPauseCancelled(session=order.session, order=order.order))
         book.refuse(order.call, error, session=session.name)
+        return
+    if not told.issuperset(order.asked):
+        # Their owner has paused some of them itself meanwhile, so that no state follows which would open their gates.
+        book.emit(SendPauseCancelled(session=order.session, order=order.order))
 
 
 def busy(book: Book, event: Busy) -> None:

@@ -89,6 +89,7 @@ def left(book: Book, event: Left) -> None:
         for slot in slots:
             _vacated(book, lease, slot)
         recall.note_progress(book, lease)
+        book.stir(lease.lock)
     recall.end_if_done(book, lease)
 
 
@@ -111,7 +112,7 @@ def _stayed(book: Book, lease: Lease, slots: list[Slot], failure: str) -> None:
     label = book.label_of(lease)
     for slot in slots:
         frame = book.frame_of(slot)
-        hold.break_promise(book, frame)
+        grant.break_promise(book, frame)
         book.ledger.stay(frame)
         book.step(lease, slot, Step.STAY, f"could not leave: {failure}")
         _settle_slot(book, slot)

@@ -10,6 +10,7 @@ from vrambroker.broker.core.events import Resume
 from vrambroker.broker.core.grant import bring_back, undo
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import (
+    give_up,
     open_ticket,
     out_of_device_memory,
     plan_at_once,
@@ -75,7 +76,7 @@ def expire(book: Book, ticket: Ticket) -> None:
         label = hold.label(book, ticket)
         withdraw(book, ticket, out_of_device_memory(book, hold.needed_bytes(book, ticket), label))
     else:
-        withdraw(book, ticket, _too_late(book, ticket, "let go of its memory"))
+        give_up(book, ticket, _too_late(book, ticket, "let go of its memory"))
 
 
 def _too_late(book: Book, ticket: Ticket, what: str) -> WaitExpired:

@@ -65,13 +65,16 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
-    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use."""
+    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use.
+    `takeable`: nothing has gone wrong with taking its frames since it was paused.
+    """
 
     lease: LeaseId
     tag: str
     contents: Contents
     state: LeaseState
     paused: bool
+    takeable: bool
     since: Instant
     device_bytes: int
     host_bytes: int

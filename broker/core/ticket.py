@@ -1,8 +1,9 @@
 """A ticket: a demand for frames with a deadline. Its hold: what is set aside for it, in hand or promised.
 
-A ticket is queued and holds nothing, or admitted and its hold covers everything it needs; there is nothing in
+A ticket is queued and holds nothing, or admitted and its hold covers everything it still needs; there is nothing in
 between. The hold is exact: each frame that the ticket needs is in hand, being made, promised as it is, or to be made
-out of capacity that is reserved or that promised frames will leave behind.
+out of capacity that is reserved or that promised frames will leave behind. While it waits for promised frames, those
+that have come are granted already.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,10 @@ def bytes_of(parts: Mapping[int, int]) -> int:
 
 
 class Stage(Enum):
-    """CLAIMABLE: answered with a claim, frames in hand. UNDOING: refused; what had been granted is on its way back."""
+    """ADMITTED: its hold covers what has not been granted yet. CLAIMABLE: answered with a claim, frames in hand.
+    GRANTED: everything is. UNDOING: what had been granted is on its way back; then it is over, or, if its call is not
+    answered, queued again.
+    """
 
     QUEUED = "queued"
     ADMITTED = "admitted"
@@ -40,11 +44,12 @@ class Stage(Enum):
     UNDOING = "undoing"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Growth:
-    """New slots for one lease."""
+    """New slots for one lease. `parts`: how many of each size have not been granted yet."""
 
     lease: LeaseId
+    asked: Mapping[int, int]
     parts: dict[int, int]
     claimed: bool
 
@@ -107,6 +112,11 @@ class Ticket:
     slots: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     outstanding: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     moved_at: Instant = Instant(0)
+
+    @property
+    def waits(self) -> bool:
+        """It has not got all that it needs, and may still get it."""
+        return self.stage in (Stage.QUEUED, Stage.ADMITTED) or (self.stage is Stage.UNDOING and self.call is not None)
 
     @property
     def leases(self) -> tuple[LeaseId, ...]:

@@ -16,8 +16,6 @@ from vrambroker.broker.core.snapshot import (
 )
 from vrambroker.broker.core.ticket import Stage, Ticket
 
-WAITING = (Stage.QUEUED, Stage.ADMITTED)
-
 
 def snapshot(book: Book) -> Snapshot:
     """Return everything that the book knows."""
@@ -27,7 +25,6 @@ def snapshot(book: Book) -> Snapshot:
         for frame in ledger.frames.values()
     )
     live = [_session(book, session, ended=False) for session in book.sessions.live.values()]
-    tickets = [_ticket(book, ticket) for ticket in book.tickets.values()]
     ended = [_session(book, gone.session, ended=True) for gone in book.sessions.ended.values()]
     return Snapshot(
         capacity_bytes=ledger.capacity_bytes,
@@ -42,8 +39,8 @@ def snapshot(book: Book) -> Snapshot:
         next_id=book.next_id,
         frames=frames,
         sessions=(*live, *ended),
-        queue=tuple(ticket for ticket in tickets if ticket.stage in WAITING),
-        granted=tuple(ticket for ticket in tickets if ticket.stage not in WAITING),
+        queue=tuple(_ticket(book, ticket) for ticket in book.tickets.values() if ticket.waits),
+        granted=tuple(_ticket(book, ticket) for ticket in book.tickets.values() if not ticket.waits),
         arena=tuple(
             ArenaFileView(
                 file=file.file,
@@ -81,6 +78,7 @@ def _lease(lease: Lease) -> LeaseView:
         contents=lease.contents,
         state=lease.state,
         paused=lease.paused,
+        takeable=lease.takeable,
         since=lease.since,
         device_bytes=lease.device_bytes,
         host_bytes=lease.host_bytes,
@@ -90,12 +88,13 @@ def _lease(lease: Lease) -> LeaseView:
 
 def _ticket(book: Book, ticket: Ticket) -> TicketView:
     promised = (*ticket.hold.exact, *ticket.hold.melting)
+    granted_bytes = sum(book.leases[lease].slots[slot].size_bytes for slot, lease in ticket.slots.items())
     return TicketView(
         ticket=ticket.ticket,
         session=book.name_of(ticket.session),
         tags=tuple(dict.fromkeys(book.leases[lease].tag for lease in ticket.leases)),
-        size_bytes=hold.needed_bytes(book, ticket),
-        in_hand_bytes=ticket.hold.in_hand_bytes,
+        size_bytes=hold.needed_bytes(book, ticket) + granted_bytes,
+        in_hand_bytes=ticket.hold.in_hand_bytes + granted_bytes,
         promised_bytes=sum(book.frame(frame).size_bytes for frame in promised),
         stage=ticket.stage,
         since=ticket.since,

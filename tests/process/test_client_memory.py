@@ -308,7 +308,7 @@ def test_room_is_made_by_an_idle_tag(memory: Memory) -> None:
     memory.pause("first")
     second = memory.empty(12 * MIB, tag="second", contents="drop")
     second.fill_(6)
-    assert tag_of(memory, "first").state == "parked"
+    assert tag_of(memory, "first").state == "partial"
     with pytest.raises(OutOfDeviceMemory):
         memory.resume("first", timeout=0)
     memory.pause("second")

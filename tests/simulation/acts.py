@@ -211,6 +211,7 @@ def _nonsense(world: World, client: SimClient, session: SessionId) -> None:
 
 
 def _refused(world: World, client: SimClient, build: Build, actor: ev.Peer | None = None) -> None:
+    world.let_come_what_is_due()
     before = world.broker.snapshot()
     asked, event = world.calls.ask(actor or client.peer, build)
     world.happen(event)

@@ -127,7 +127,9 @@ def _bring_back(world: World, client: SimClient) -> None:
     views = [lease for one in seen.sessions for lease in one.leases]
     mine = [lease for one in seen.sessions if one.session == session for lease in one.leases]
     size_bytes = sum(slot.size_bytes for lease in mine for slot in lease.slots)
-    others_bytes = sum(lease.device_bytes for lease in views if lease not in mine and not lease.paused)
+    others_bytes = sum(
+        lease.device_bytes for lease in views if lease not in mine and not (lease.paused and lease.takeable)
+    )
     if size_bytes + others_bytes <= seen.capacity_bytes:
         require(isinstance(answer, ef.Resumed), f"there is room for all of it: {answer}")
     if isinstance(answer, ef.Resumed):

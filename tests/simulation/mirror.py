@@ -90,7 +90,8 @@ class Mirror:
         require(totals == self._totals, f"published {self._totals}, and it is {totals}")
         peak = seen.peak_lent_bytes
         require(peak == self._peak_lent_bytes, f"a peak of {self._peak_lent_bytes} was published, and it is {peak}")
-        tickets = {one.ticket for one in (*seen.queue, *seen.granted) if one.stage is not Stage.UNDOING}
+        granted = {one.ticket for one in seen.granted if one.stage is not Stage.UNDOING}
+        tickets = {one.ticket for one in seen.queue} | granted
         require(tickets == self._tickets, f"tickets {self._tickets} were published, and there are {tickets}")
         leases = {
             lease.lease: Residency(

@@ -147,6 +147,11 @@ class World:
         if deadline is not None and deadline <= self.now:
             self.happen(ev.DeadlineReached())
 
+    def let_come_what_is_due(self) -> None:
+        """Have nothing left that the next event's time alone would bring about."""
+        while (deadline := self.broker.next_deadline()) is not None and deadline <= self.now + 1:
+            self.pass_time(1)
+
     def happen(self, event: ev.Event) -> None:
         """Let the broker hear of an event, check it, and carry out what it wants done."""
         self.events += 1

@@ -84,7 +84,7 @@ def test_contents_come_back_through_the_arena(shared: Daemon) -> None:
     rollout.pause("cache")
     assert trainer.resume("weights", timeout_ms=10_000) == {"weights": False}
     assert trainer.intact(weights, 1)
-    assert rollout.leases[cache].mapped_bytes == 0
+    assert rollout.leases[cache].mapped_bytes <= CAPACITY_BYTES - 40 * MIB
     trainer.pause("weights")
     assert rollout.resume("cache", timeout_ms=10_000) == {"cache": False}
     assert rollout.leases[cache].mapped_bytes == 48 * MIB

@@ -18,7 +18,7 @@ from vrambroker.broker.core.errors import (
     WaitExpired,
     WrongState,
 )
-from vrambroker.broker.core.ids import Instant, OrderId, SessionId
+from vrambroker.broker.core.ids import CallId, Instant, OrderId, SessionId
 
 KEEP, DROP, ZERO = ev.Contents.KEEP, ev.Contents.DROP, ev.Contents.ZERO
 
@@ -249,6 +249,21 @@ def test_what_has_its_place_leaves_first_and_a_recall_ends_when_the_rest_is_retu
     assert desk.view(lease).state is LeaseState.PARKED
 
 
+def test_what_is_left_when_the_homeless_part_is_returned_may_be_taken() -> None:
+    desk = Desk(limits(capacity=3, sizes=(1, 2), file=2), held_back=("file",))
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    lease = desk.lease(session, "w", 3)
+    desk.pause(session, "w")
+    first, second = desk.drop("file")
+    assert isinstance(first, ev.ArenaFileReady)
+    desk.do(first)
+    assert isinstance(second, ev.ArenaFileReady)
+    late = [slot.slot for slot in desk.view(lease).slots if slot.extent and slot.extent.file == second.file]
+    desk.do(ev.ArenaFileFailed(file=second.file, reason="ENOMEM"))
+    desk.give(session, lease, late)
+    assert isinstance(desk.lend(other, "kv", 3), ef.Leased)
+
+
 def test_a_copy_that_fails_refuses_the_release_and_keeps_what_stayed() -> None:
     desk = Desk(held_back=("leave",))
     session = desk.attach(peer(1))
@@ -351,6 +366,17 @@ class TestOrder:
         desk.do(ev.Quiet(session=session, order=order_of(desk)))
         assert len(desk.sent(ef.SendPauseCancelled)) == 2
         assert all(lease.paused == (lease.tag == "x") for lease in desk.broker.snapshot().sessions[0].leases)
+
+    def test_gates_of_what_its_owner_has_paused_meanwhile_are_not_left_to_the_order(self) -> None:
+        desk = Desk()
+        session = desk.attach(peer(1))
+        lease = desk.lease(session, "w", 2)
+        desk.pause(session, "w", quiet=False)
+        order = desk.sent(ef.SendPauseOrder)[-1].order
+        desk.pause(session, "w")
+        desk.do(ev.Quiet(session=session, order=order))
+        assert desk.answers[CallId(desk.last_call - 1)] == ef.Paused(leases=(lease,))
+        assert [sent.order for sent in desk.sent(ef.SendPauseCancelled)] == [order]
 
     def test_an_arena_without_room_opens_the_gates_again(self) -> None:
         desk = Desk(limits(budget=1, file=1))
