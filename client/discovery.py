@@ -104,9 +104,11 @@ def is_host(device_id: str) -> bool:
 
 def unreachable(endpoint: Endpoint, why: str) -> BrokerUnavailable:
     """Return the error for a daemon whose sockets are there but which does not answer."""
+    advice = f"start one with `broker serve --device {endpoint.device}`"
+    if not os.access(endpoint.handle_socket, os.W_OK) and endpoint.handle_socket.exists():
+        advice = "only the daemon's own user, root and the socket's group may connect"
     return BrokerUnavailable(
-        message=f"no broker answers at {endpoint.handle_socket} ({why}): "
-        f"start one with `broker serve --device {endpoint.device}`",
+        message=f"no broker answers at {endpoint.handle_socket} ({why}): {advice}",
         path=str(endpoint.handle_socket),
     )
 
@@ -161,11 +163,18 @@ def _unavailable(wanted: str, known: tuple[Endpoint, ...]) -> BrokerUnavailable:
 
 
 def _cuda_uuid(device: str) -> str:
-    import torch
-
     number = device.partition(":")[2]
     if number and not number.isdecimal():
         raise InvalidArgument(message=f"{device!r} is no device: expected cuda:N", argument="device")
+    try:
+        import torch
+    except ImportError:
+        there = ", ".join(endpoint.device for endpoint in endpoints()) or "none"
+        raise InvalidArgument(
+            message=f"{device}: torch, which counts GPUs for this process, is not installed; name the GPU's UUID "
+            f"(brokers there are: {there})",
+            argument="device",
+        ) from None
     if not torch.cuda.is_available():
         raise InvalidArgument(message=f"{device}: torch sees no GPU in this process", argument="device")
     index = int(number) if number else torch.cuda.current_device()

@@ -59,7 +59,7 @@ class Memory:
         self._leases: dict[tuple[str, str], native.Lease] = {}
         # Made when torch is first needed; until then there is nothing of torch's here.
         self._torch: _Tensors | None = None
-        self._control = Control(endpoint, token=self._token)
+        self._control = Control(endpoint, token=self._token, attached=True)
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -138,7 +138,9 @@ class Memory:
 
         lease, side = self._lease(tag, contents), self._tensors()
         allocate = side.allocator(lease, timeout_s=timeout)
-        placing.place(what, allocate, device=side.device, grads=grads)
+        with lease.filling():
+            placing.place(what, allocate, device=side.device, grads=grads)
+            side.wait_for_work()
         return what
 
     @contextmanager

@@ -7,7 +7,8 @@ Every call lets go of the GIL while it is in the library, is thread-safe, and ra
 import ctypes
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -140,6 +141,8 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_resume": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(c_uint8), POINTER(_Error)),
     "vrb_use_enter": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
     "vrb_use_exit": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
+    "vrb_fill_begin": (c_void_p, POINTER(_Error)),
+    "vrb_fill_end": (c_void_p, POINTER(_Error)),
     "vrb_tag_paused": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
     "vrb_tensor": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
     "vrb_torch_hook": (c_void_p, POINTER(c_uint32), POINTER(_Error)),
@@ -318,6 +321,19 @@ class Lease:
         if managed.value is None:
             raise RuntimeError("libvrambroker answered VRB_OK without a tensor")
         return managed.value
+
+    @contextmanager
+    def filling(self) -> Generator[None]:
+        """Write to new memory of this lease in the block: no pause takes effect before its end.
+
+        Raises `WrongState` if the tag is paused, or about to be.
+        """
+        error = _Error()
+        _raise_unless_ok(self._library.vrb_fill_begin(self._handle, byref(error)), error)
+        try:
+            yield
+        finally:
+            self._library.vrb_fill_end(self._handle, byref(error))
 
     def torch_hook(self) -> int:
         """Return the number of this lease's malloc hook for torch. Raises `InvalidArgument` when there are no more."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.client.tensors import CPU, Allocate, is_plain, tensor_over
@@ -37,8 +38,10 @@ def place(what: Placeable, allocate: Allocate, *, grads: bool, device: torch.dev
     placed = [(move, allocate(move.old.nbytes())) for move in moves]
     for move, new in placed:
         new.copy_(move.old)
-    fresh = [(tensor, _moved(tensor, new)) for move, new in placed for tensor in move.tensors]
-    _switch(fresh)
+    # What is made in inference mode would make parameters of a kind that never learns.
+    with torch.inference_mode(False):
+        fresh = [(tensor, _moved(tensor, new)) for move, new in placed for tensor in move.tensors]
+        _switch(fresh)
 
 
 def _plan(named: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> list[_Move]:
@@ -48,6 +51,10 @@ def _plan(named: Iterable[tuple[str, torch.Tensor]], device: torch.device) -> li
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
+        if is_lazy(tensor):
+            raise InvalidArgument(
+                message=f"{name} has no memory yet: run its module once before it is placed", argument=name or "what"
+            )
         if tensor.is_inference():
             raise InvalidArgument(
                 message=f"{name or 'the tensor'} was made in inference mode, so its memory can't be replaced: it can't "

@@ -53,14 +53,14 @@ class Control:
     no daemon answers, `BrokerLost` if it went away and did not come back within `RECONNECT_TIMEOUT_S`.
     """
 
-    def __init__(self, endpoint: Endpoint, *, token: Callable[[], bytes]) -> None:
-        """`token` is asked at each call that needs one."""
+    def __init__(self, endpoint: Endpoint, *, token: Callable[[], bytes], attached: bool = False) -> None:
+        """`token` is asked at each call that needs one. `attached`: the daemon has answered this process before."""
         self._endpoint = endpoint
         self._token = token
         # By process: a child forgets its parent's channel and never closes it, since the threads behind it are not
         # there.
         self._channels: dict[int, grpc.Channel] = {}
-        self._answered = False
+        self._answered = attached
 
     def status(self, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Status:
         """Return who holds what now. Needs no token."""

@@ -33,17 +33,23 @@ def leased_storage(lease: Lease, size_bytes: int, *, timeout_s: float) -> torch.
     Contents: whatever the memory held; zero under `zero`. Ownership: torch's; it is freed natively, in any state of the
     lease, by the thread that drops the last reference. Raises what the native client answers.
     """
+    if lease.contents != "zero":
+        return _storage(lease, size_bytes, timeout_s)
+    with lease.filling():
+        storage = _storage(lease, size_bytes, timeout_s)
+        # Carved from a frame that held another allocation of this range, it may be anything.
+        ctypes.memset(storage.data_ptr(), 0, size_bytes)
+    return storage
+
+
+def _storage(lease: Lease, size_bytes: int, timeout_s: float) -> torch.UntypedStorage:
     managed = lease.byte_tensor(size_bytes, timeout_s=timeout_s)
     try:
         tensor: torch.Tensor = from_dlpack(_capsule_new(managed, _CAPSULE_NAME, None))
     except BaseException:
         _delete(managed)
         raise
-    storage = tensor.untyped_storage()
-    if lease.contents == "zero":
-        # Carved from a frame that held another allocation of this range, it may be anything.
-        ctypes.memset(storage.data_ptr(), 0, size_bytes)
-    return storage
+    return tensor.untyped_storage()
 
 
 def tensor_over(

@@ -55,12 +55,20 @@ class CudaTensors:
         self._make_room()
 
         def allocate(size_bytes: int) -> torch.UntypedStorage:
-            with self._inside(lease):
-                memory = torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
-            # It may have held another tensor of this lease.
-            return (memory.zero_() if lease.contents == "zero" else memory).untyped_storage()
+            if lease.contents != "zero":
+                return self._memory(lease, size_bytes)
+            with lease.filling():
+                storage = self._memory(lease, size_bytes)
+                # It may have held another tensor of this lease.
+                torch.empty(0, dtype=torch.uint8, device=self.device).set_(storage).zero_()
+                self.wait_for_work()
+            return storage
 
         return allocate
+
+    def _memory(self, lease: native.Lease, size_bytes: int) -> torch.UntypedStorage:
+        with self._inside(lease):
+            return torch.empty(size_bytes, dtype=torch.uint8, device=self.device).untyped_storage()
 
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]:
         """Return the id of the pool that CUDA graphs of this lease share; it lives as long as this object."""

@@ -7,8 +7,8 @@ in-place results and memory that torch did not allocate itself are left as they 
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -45,7 +45,7 @@ class HostTensors:
     @contextmanager
     def region(self, lease: native.Lease, *, timeout_s: float) -> Generator[None]:
         """Have what this thread's operators allocate come from the lease; see `Memory.region`."""
-        with RegionMode(self.allocator(lease, timeout_s=timeout_s)):
+        with RegionMode(self.allocator(lease, timeout_s=timeout_s), lease.filling):
             yield
 
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> Allocate:
@@ -82,9 +82,10 @@ class RegionMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     there; in a forked child it does nothing, as the memory is the parent's.
     """
 
-    def __init__(self, allocate: Allocate) -> None:
+    def __init__(self, allocate: Allocate, filling: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._allocate = allocate
+        self._filling = filling
         self._pid = os.getpid()
 
     def __torch_dispatch__(
@@ -110,30 +111,37 @@ class RegionMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         old = tensor.untyped_storage()
         new = moved.get(old.data_ptr())
         if new is None:
-            new = moved[old.data_ptr()] = self._allocate(old.nbytes())
-            if copied or torch.are_deterministic_algorithms_enabled():
-                new.copy_(old)
+            with self._filling():
+                new = moved[old.data_ptr()] = self._allocate(old.nbytes())
+                if copied or torch.are_deterministic_algorithms_enabled():
+                    new.copy_(old)
         tensor.set_(new, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def is_new(tensor: torch.Tensor, known: set[int]) -> bool:
-    """Whether torch itself has just allocated this tensor's bytes, given the addresses of the storages it had before.
+    """Whether torch itself has just allocated this tensor's bytes, given the storages it had before.
 
+    A storage is known by itself, since an operator may resize it, and by its address, since another may be made over it.
     Memory that came from elsewhere (leased memory, numpy, files, shared memory) can't be resized; torch's own can.
     """
     if not is_plain(tensor):
         return False
     storage = tensor.untyped_storage()
-    return storage.nbytes() > 0 and storage.data_ptr() not in known and storage.resizable()
+    return storage.nbytes() > 0 and not known.intersection(_marks_of(storage)) and storage.resizable()
+
+
+def _marks_of(storage: torch.UntypedStorage) -> tuple[int, int]:
+    # One without bytes has no contents that views share: what it becomes is new.
+    return (storage._cdata if storage.nbytes() else 0), storage.data_ptr()
 
 
 def _storages_of(values: Iterable[Any]) -> set[int]:
     found: set[int] = set()
     for value in _walk(values):
         if isinstance(value, torch.Tensor) and is_plain(value):
-            found.add(value.untyped_storage().data_ptr())
+            found.update(_marks_of(value.untyped_storage()))
         elif isinstance(value, torch.UntypedStorage) and value.device.type == "cpu":
-            found.add(value.data_ptr())
+            found.update(_marks_of(value))
     return found
 
 

@@ -85,6 +85,7 @@ def _send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
             growth.parts[size] -= 1
             lease.pending_slots -= 1
     if slots:
+        lease.opened = True
         _send(book, ticket, lease, slots)
 
 
@@ -145,7 +146,6 @@ def _complete(book: Book, ticket: Ticket) -> None:
     outcome: Leased | Resumed
     match ticket.demand:
         case Growth(lease=number):
-            book.leases[number].opened = True
             files.prepare(book, book.leases[number])
             outcome = Leased(lease=number, claim=0)
             hold.close(book, ticket)

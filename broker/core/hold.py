@@ -239,6 +239,6 @@ def close(book: Book, ticket: Ticket) -> None:
 
 
 def drop_if_never_opened(book: Book, lease: Lease) -> None:
-    """Forget a lease in which nothing has ever arrived, once there is nothing on the way to it either."""
+    """Forget a lease in which nothing was ever granted, once there is nothing on the way to it either."""
     if not (lease.opened or lease.slots or lease.growing or lease.comebacks):
         book.drop_lease(lease)

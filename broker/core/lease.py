@@ -29,9 +29,9 @@ class Lease:
     `going`: mapped slots whose recall is decided, while their place in the arena is not populated yet, so that nothing
     has been said to the owner.
 
-    `opened`: something has arrived in it, so that its owner's agent knows it. `lock`: the ticket that brings it back
-    just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses that wait until its frames
-    have left.
+    `opened`: something was granted in it, so that its owner's agent knows it, whatever became of that. `lock`: the
+    ticket that brings it back just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses
+    that wait until its frames have left.
     """
 
     lease: LeaseId

@@ -217,7 +217,13 @@ void Agent::stop_expecting(const std::shared_ptr<Request> &request) {
 
 void Agent::say_goodbye_if_done() {
   const std::lock_guard lock(book_.mutex);
-  if (!book_.closed || bye_request_ != 0 || book_.live_allocations() > 0) return;
+  if (!book_.closed || book_.live_allocations() > 0) return;
+  if (book_.link == Link::lost) {
+    // There is nobody to say it to, and nothing to wait for but what is still in motion here.
+    done_ = std::all_of(book_.leases.begin(), book_.leases.end(), [](const auto &lease) { return lease->slots.empty(); });
+    return;
+  }
+  if (bye_request_ != 0) return;
   for (const auto &lease : book_.leases) {
     if (lease->number != 0 || lease->growth.active) return;
   }
@@ -282,6 +288,7 @@ void Agent::reconnected(Connection connection) {
 
 void Agent::give_up(const std::string &why) {
   retrying_ = false;
+  orders_.forget();
   const std::lock_guard lock(book_.mutex);
   book_.link = Link::lost;
   book_.lost_why = why;

@@ -135,6 +135,21 @@ vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t co
   return guarded(error, [&] { client_of(client).exit(tags_of(tags, count), text_of(scope, "scope")); });
 }
 
+vrb_status vrb_fill_begin(vrb_lease *lease, vrb_error *error) {
+  return guarded(error, [&] {
+    Lease &into = lease_of(lease);
+    into.client.begin_filling(into);
+  });
+}
+
+vrb_status vrb_fill_end(vrb_lease *lease, vrb_error *error) {
+  if (lease != nullptr && reinterpret_cast<Lease *>(lease)->client.is_forked()) return VRB_OK;
+  return guarded(error, [&] {
+    Lease &into = lease_of(lease);
+    into.client.end_filling(into);
+  });
+}
+
 vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_error *error) {
   return guarded(error, [&] {
     int &into = given(paused, "paused");

@@ -28,6 +28,7 @@ constexpr uint64_t SPARE_GROWTH = 3;
 // How long after its last growth a lease keeps what it was lent to spare: longer than a model's loader pauses for.
 constexpr milliseconds SPARE_LIFE{100};
 constexpr std::size_t SCOPE_LENGTH_MAX = 64;
+const std::string FILLING = "new memory being filled";
 
 Clock::time_point deadline_of(uint32_t timeout_ms) {
   return Clock::now() + milliseconds(timeout_ms == 0 ? UNBOUNDED_MS : uint64_t{timeout_ms} + GRACE_MS);
@@ -433,6 +434,17 @@ void Client::exit(const std::vector<std::string> &names, const std::string &scop
     if (!tag->gate.is_inside(scope)) throw invalid_argument("scope " + scope + " is not inside tag " + tag->name, scope);
   }
   leave(tags, scope);
+}
+
+void Client::begin_filling(Lease &lease) {
+  const Lock lock(book_.mutex);
+  require_open(lease.tag);
+  if (!lease.tag.gate.enter(FILLING, false)) throw wrong_state("tag " + lease.tag.name + " is about to be paused", lease.tag.name);
+}
+
+void Client::end_filling(Lease &lease) {
+  const Lock lock(book_.mutex);
+  if (lease.tag.gate.exit(FILLING) == Gate::Exit::last_out_of_closed) wake_.ring();
 }
 
 void Client::leave(const std::vector<Tag *> &tags, const std::string &scope) {

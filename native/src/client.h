@@ -55,6 +55,9 @@ class Client {
 
   void enter(const std::vector<std::string> &tags, const std::string &scope);
   void exit(const std::vector<std::string> &tags, const std::string &scope);
+  // Between these, new memory of the lease is written to on its owner's behalf: no pause takes effect.
+  void begin_filling(Lease &lease);
+  void end_filling(Lease &lease);
 
  private:
   using Lock = std::unique_lock<std::mutex>;

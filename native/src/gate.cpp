@@ -2,14 +2,14 @@
 
 namespace vrb {
 
-bool Gate::enter(const std::string &scope) {
+bool Gate::enter(const std::string &scope, bool is_use) {
   const std::lock_guard lock(mutex_);
   uint64_t word = word_.load();
   do {
     if ((word & CLOSED) != 0) return false;
   } while (!word_.compare_exchange_weak(word, word + 1));
   ++scopes_[scope];
-  used_.store(true);
+  if (is_use) used_.store(true);
   return true;
 }
 

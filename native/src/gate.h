@@ -12,8 +12,9 @@ namespace vrb {
 
 class Gate {
  public:
-  // Returns false, and enters nothing, if the gate is closed.
-  bool enter(const std::string &scope);
+  // Returns false, and enters nothing, if the gate is closed. Only the application's own scopes say that the tag is used in
+  // scopes.
+  bool enter(const std::string &scope, bool is_use = true);
 
   enum class Exit { inside_still, last_out, last_out_of_closed, was_not_inside };
   Exit exit(const std::string &scope);

@@ -43,6 +43,19 @@ void Orders::cancel(const record::PauseCancelled &order) {
   book_.orders.erase(known);
 }
 
+void Orders::forget() {
+  const std::lock_guard lock(book_.mutex);
+  for (const auto &[number, order] : book_.orders) {
+    for (const std::string &name : order.tags) {
+      Tag &tag = book_.tag(name);
+      tag.orders.erase(number);
+      tag.quiet.erase(number);
+      tag.set_gate();
+    }
+  }
+  book_.orders.clear();
+}
+
 void Orders::review_one(uint64_t number, Order &order) {
   if (order.told_quiet) return;
   for (const std::string &name : order.tags) {

@@ -19,6 +19,8 @@ class Orders {
   void cancel(const record::PauseCancelled &order);
   // Answers what can be answered now. Called whenever a scope or a growth may have ended.
   void review();
+  // Forgets all of them: the daemon that gave them is gone, and what they closed opens again.
+  void forget();
 
  private:
   bool refuse(const record::PauseOrder &order);

@@ -3,8 +3,9 @@
 # torch leaves many of its signatures half typed.
 # pyright: reportUnknownMemberType=false
 
+import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from vrambroker.client import (
     UnknownTag,
     WrongState,
     connect,
+    placing,
 )
 from vrambroker.client.rpc import Control
 from vrambroker.client.status import TagStatus
@@ -582,3 +584,41 @@ def test_what_has_no_end_or_no_version_is_not_placed(memory: Memory) -> None:
     with pytest.raises(InvalidArgument, match="can't be placed"):
         memory.place(frozen, "odd")
     assert memory.stats().allocations == 0
+
+
+def test_no_pause_from_outside_takes_memory_that_is_being_filled(
+    memory: Memory, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[str] = []
+
+    def pausing_first(name: str, fill: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any) -> Any:
+            with pytest.raises(NotQuiescent, match="new memory being filled"):
+                control.pause(memory.name, ["a"], release=True, timeout_s=0.2)
+            filled.append(name)
+            return fill(*arguments)
+
+        return act
+
+    memory.empty(4, tag="a", contents="zero")
+    with memory.use("a"):
+        pass
+    monkeypatch.setattr(ctypes, "memset", pausing_first("memset", ctypes.memset))
+    assert memory.empty(MIB, tag="a", contents="zero").count_nonzero() == 0
+    monkeypatch.setattr(placing, "_moved", pausing_first("move", placing._moved))
+    assert memory.place(torch.ones(MIB), "a").sum() == MIB
+    monkeypatch.undo()
+    copies = [torch.UntypedStorage.copy_]
+    monkeypatch.setattr(torch.UntypedStorage, "copy_", lambda *given: pausing_first("copy", copies[0])(*given))
+    with memory.region("a"):
+        assert torch.ones(MIB).sum() == MIB
+    monkeypatch.undo()
+    assert filled[:2] == ["memset", "move"]
+    assert "copy" in filled
+    control.pause(memory.name, ["a"], release=True)
+
+
+def test_filling_memory_is_no_use_scope(memory: Memory, control: Control) -> None:
+    memory.empty(4, tag="a", contents="zero")
+    with pytest.raises(NotQuiescent, match="has no scopes"):
+        control.pause(memory.name, ["a"])

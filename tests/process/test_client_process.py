@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vrambroker.client import connect
+from vrambroker.client import BrokerError, NotQuiescent, connect
 from vrambroker.client.rpc import Control
 
 if TYPE_CHECKING:
@@ -319,6 +320,52 @@ def test_a_daemon_that_goes_away_is_an_error_and_the_process_lives(
     assert worker.hear() == "ready"
     broker.kill()
     assert [worker.ask(), worker.hear(), worker.hear()] == ["BrokerLost"] * 3
+    worker.end()
+
+
+LOST_IN_A_SCOPE = """
+import os
+from pathlib import Path
+from vrambroker.client import BrokerLost, connect
+
+def agents():
+    names = [Path("/proc/self/task", thread, "comm").read_text() for thread in os.listdir("/proc/self/task")]
+    return sum(name.startswith("vrb-") for name in names)
+
+memory = connect("worker")
+tensor = memory.empty(10 << 20, tag="a").fill_(3)
+with memory.use("a", name="step"):
+    tell("inside")
+    told()
+try:
+    memory.resume("a")
+except BrokerLost as error:
+    tell(str(error))
+with memory.use("a"):
+    assert tensor.eq(3).all()
+assert agents() > 0
+del tensor
+memory.close()
+import threading
+while agents():
+    threading.Event().wait(0.01)
+tell("alone")
+"""
+
+
+def test_what_a_lost_daemon_had_asked_for_is_forgotten_and_closing_ends_the_agent(
+    broker: "RunningBroker", start_worker: "StartWorker", control: Control
+) -> None:
+    worker = start_worker(LOST_IN_A_SCOPE)
+    assert worker.hear() == "inside"
+    with ThreadPoolExecutor(1) as operator:
+        asked = operator.submit(control.pause, "worker", ["a"])
+        with pytest.raises(NotQuiescent, match="step"):
+            control.pause("worker", ["a"], timeout_s=0.3)
+        broker.kill()
+        assert isinstance(asked.exception(), BrokerError)
+    assert "close() and connect anew" in worker.ask()
+    assert worker.hear() == "alone"
     worker.end()
 
 

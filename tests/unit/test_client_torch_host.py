@@ -453,3 +453,29 @@ def test_empty_refuses_negative_sizes_and_quantised_types() -> None:
         tensors.empty(Range(), (-1, 2), torch.float32)
     with pytest.raises(InvalidArgument):
         tensors.empty(Range(), (2,), torch.qint8)
+
+
+def test_an_argument_that_is_resized_stays_with_its_views() -> None:
+    lease, known = Range(), torch.zeros(4)
+    view = known.view(2, 2)
+    with RegionMode(lease):
+        known.resize_(1000)
+        known[0] = 42
+    assert view[0, 0] == 42
+    assert not lease.has(known)
+
+
+def test_what_is_placed_in_inference_mode_still_learns() -> None:
+    layer = nn.Linear(4, 4)
+    with torch.inference_mode():
+        placing.place(layer, Range(), grads=False)
+    layer(torch.ones(1, 4)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_a_parameter_without_memory_yet_is_refused_by_name() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lazy = nn.LazyLinear(4)
+    with pytest.raises(InvalidArgument, match="weight has no memory yet"):
+        placing.place(lazy, Range(), grads=False)

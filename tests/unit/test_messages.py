@@ -15,8 +15,8 @@ def test_a_ticket_is_told_with_what_it_has_and_what_it_was_promised() -> None:
     desk.lease(one, "w", 4)
     desk.pause(two, "kv")
     desk.held_back.add("leave")
+    asked = desk.now + 1
     assert desk.lend(one, "grads", 4, deadline=Instant(5_000)) is None
-    asked = desk.now - 1
     here = Here(device="host", version="1", pid=7)
     status = status_of(desk.broker.snapshot(), here=here, foreign_bytes=0, now=desk.now)
     assert list(status.queue) == [

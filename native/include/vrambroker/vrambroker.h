@@ -112,6 +112,12 @@ VRB_API vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, ui
 VRB_API vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
                                 vrb_error *error);
 
+/* Between these, new memory of the lease is written to on its owner's behalf, and no pause of its tag takes effect: one
+ * from outside waits, one of this process answers VRB_NOT_QUIESCENT. They are no use scope. A paused or closing tag answers
+ * VRB_WRONG_STATE. In a forked child the end is VRB_OK, and does nothing. */
+VRB_API vrb_status vrb_fill_begin(vrb_lease *lease, vrb_error *error);
+VRB_API vrb_status vrb_fill_end(vrb_lease *lease, vrb_error *error);
+
 /* paused: 1 if the tag is paused (by whomever). Unknown tags answer VRB_UNKNOWN_TAG. */
 VRB_API vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_error *error);
 

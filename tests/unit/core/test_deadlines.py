@@ -128,7 +128,7 @@ def test_a_growth_that_is_not_mapped_in_time_is_undone() -> None:
     assert named(refusal(desk)) == [("frozen", "w", 4)]
     desk.let_go("arrive")
     seen = desk.broker.snapshot()
-    assert (desk.free, seen.sessions[0].leases, seen.queue) == (8, (), ())
+    assert (desk.free, [one.slots for one in seen.sessions[0].leases], seen.queue) == (8, [()], ())
 
 
 def test_who_waits_behind_a_grant_that_does_not_arrive_is_told_of_it() -> None:

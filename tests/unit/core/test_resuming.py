@@ -439,7 +439,7 @@ def test_a_return_into_the_pool_is_no_less_of_a_return() -> None:
     assert isinstance(desk.answers[call], ef.Resumed)
 
 
-def test_a_lease_that_never_was_is_gone_when_its_last_slot_is() -> None:
+def test_a_lease_whose_first_growth_failed_stays_as_its_agent_knows_it() -> None:
     desk = Desk(held_back=("arrive", "leave"))
     session = desk.attach(peer(1))
     desk.lend(session, "w", 2)
@@ -452,4 +452,6 @@ def test_a_lease_that_never_was_is_gone_when_its_last_slot_is() -> None:
     desk.do(ev.Left(session=session, lease=grant.lease, slots=(first,), failure="EIO"))
     assert [slot.slot for slot in desk.view(grant.lease).slots] == [first]
     desk.give(session, grant.lease, [first])
-    assert desk.broker.snapshot().sessions[0].leases == ()
+    assert not desk.view(grant.lease).slots
+    desk.let_go("arrive")
+    assert desk.lease(session, "w", 2) == grant.lease, "its agent would take no other under the tag"
