@@ -132,7 +132,7 @@ def is_new(tensor: torch.Tensor, known: set[int]) -> bool:
 
 def _marks_of(storage: torch.UntypedStorage) -> tuple[int, int]:
     # One without bytes has no contents that views share: what it becomes is new.
-    return (storage._cdata if storage.nbytes() else 0), storage.data_ptr()
+    return (storage._cdata if storage.nbytes() else 0), storage.data_ptr()  # pyright: ignore[reportPrivateUsage]  # its identity
 
 
 def _storages_of(values: Iterable[Any]) -> set[int]:

@@ -23,4 +23,5 @@ def write_timeline(out: Path, status: Status, events: Sequence[StreamEvent]) -> 
     if not events:
         raise InvalidArgument(message=f"nothing has happened on {status.device.id} yet", argument="out")
     text = writer(history_of(status, events))
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")

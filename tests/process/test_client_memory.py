@@ -25,6 +25,7 @@ from vrambroker.client import (
     connect,
     placing,
 )
+from vrambroker.client import tensors as leased_tensors
 from vrambroker.client.rpc import Control
 from vrambroker.client.status import TagStatus
 
@@ -605,11 +606,15 @@ def test_no_pause_from_outside_takes_memory_that_is_being_filled(
         pass
     monkeypatch.setattr(ctypes, "memset", pausing_first("memset", ctypes.memset))
     assert memory.empty(MIB, tag="a", contents="zero").count_nonzero() == 0
-    monkeypatch.setattr(placing, "_moved", pausing_first("move", placing._moved))
+    monkeypatch.setattr(placing, "tensor_over", pausing_first("move", leased_tensors.tensor_over))
     assert memory.place(torch.ones(MIB), "a").sum() == MIB
     monkeypatch.undo()
-    copies = [torch.UntypedStorage.copy_]
-    monkeypatch.setattr(torch.UntypedStorage, "copy_", lambda *given: pausing_first("copy", copies[0])(*given))
+    copy = torch.UntypedStorage.copy_
+
+    def copy_after_a_pause(*given: Any) -> Any:
+        return pausing_first("copy", copy)(*given)
+
+    monkeypatch.setattr(torch.UntypedStorage, "copy_", copy_after_a_pause)
     with memory.region("a"):
         assert torch.ones(MIB).sum() == MIB
     monkeypatch.undo()
