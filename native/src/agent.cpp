@@ -21,6 +21,9 @@ constexpr milliseconds RETRY_FIRST{10};
 constexpr milliseconds RETRY_LAST{500};
 constexpr milliseconds RETRY_LIMIT{5000};
 constexpr milliseconds GREETING_LIMIT{1000};
+// A connection that breaks sooner may well break again at once (a process without fds left can take no frame).
+constexpr milliseconds LASTING{1000};
+constexpr milliseconds BREATHER_MAX{50};
 constexpr milliseconds REGISTRATION_GAP{2};  // registrations in a row stall the process's launches
 // One takes some milliseconds, and frames that come meanwhile would wait for it: so it is for when nothing comes.
 constexpr milliseconds REGISTRATION_QUIET{20};
@@ -64,6 +67,7 @@ void Agent::watch(ProcessFd connection) {
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, channel_.fd(), &event);
   writable_wanted_ = false;
   connected_ = true;
+  connected_at_ = Clock::now();
 }
 
 void Agent::listen_for_writable(bool wanted) {
@@ -124,7 +128,7 @@ void Agent::run() {
       // Somebody asks for the daemon again after it was given up.
       if (book_.link == Link::down && !connected_ && !retrying_) {
         retrying_ = true;
-        retry_at_ = Clock::now();
+        retry_at_ = Clock::now() + breather_;
         retry_until_ = retry_at_ + RETRY_LIMIT;
         backoff_ = RETRY_FIRST;
       }
@@ -236,6 +240,8 @@ void Agent::disconnect() {
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, channel_.fd(), nullptr);
   channel_.close();
   connected_ = false;
+  const bool lasted = Clock::now() - connected_at_ >= LASTING;
+  breather_ = lasted ? milliseconds(0) : std::clamp(2 * breather_, RETRY_FIRST, BREATHER_MAX);
   const std::lock_guard lock(book_.mutex);
   // A daemon that has heard BYE may close before its answer is read.
   if (bye_request_ != 0) {

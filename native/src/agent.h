@@ -62,9 +62,11 @@ class Agent {
   bool writable_wanted_ = false;
   bool done_ = false;
   uint64_t bye_request_ = 0;
+  Clock::time_point connected_at_;
   Clock::time_point retry_at_;
   Clock::time_point retry_until_;
   std::chrono::milliseconds backoff_{0};
+  std::chrono::milliseconds breather_{0};  // before the first retry, longer each time that a connection broke at once
   std::optional<Clock::time_point> register_at_;
   std::optional<Clock::time_point> spares_at_;
 };

@@ -150,6 +150,13 @@ vrb_status vrb_fill_end(vrb_lease *lease, vrb_error *error) {
   });
 }
 
+vrb_status vrb_is_lost(vrb_client *client, uint32_t timeout_ms, int *lost, vrb_error *error) {
+  return guarded(error, [&] {
+    int &into = given(lost, "lost");
+    into = client_of(client).is_lost(timeout_ms) ? 1 : 0;
+  });
+}
+
 vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_error *error) {
   return guarded(error, [&] {
     int &into = given(paused, "paused");

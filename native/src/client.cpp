@@ -125,10 +125,7 @@ record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *
   if (book_.ended) throw wrong_state("the client is closed");
   const auto deadline = deadline_of(timeout_ms);
   const std::shared_ptr<Request> request = book_.requests.add(std::move(record), true);
-  if (book_.link == Link::lost) {
-    book_.link = Link::down;
-    wake_.ring();
-  }
+  seek_daemon();
   // Without a connection the agent sends it, as soon as there is one.
   if (book_.link == Link::up) channel_.send(request->packet);
   request->answered.wait_until(lock, deadline, [&] { return request->is_answered(); });
@@ -140,7 +137,10 @@ record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *
   }
   if (request->error) throw *request->error;
   request->awaited = false;
-  throw no_answer(timeout_ms == 0 ? UNBOUNDED_MS : timeout_ms + GRACE_MS);
+  const uint32_t waited_ms = timeout_ms == 0 ? UNBOUNDED_MS : timeout_ms + GRACE_MS;
+  // The agent tries on for longer than a short wait, but who asked has no daemon now.
+  if (book_.link != Link::up) throw lost("it has not come back within " + std::to_string(waited_ms) + " ms");
+  throw no_answer(waited_ms);
 }
 
 void Client::close() {
@@ -411,6 +411,20 @@ void Client::settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::t
 bool Client::is_paused(const std::string &tag) {
   const Lock lock(book_.mutex);
   return find_tags({tag}).front()->is_paused();
+}
+
+bool Client::is_lost(uint32_t timeout_ms) {
+  Lock lock(book_.mutex);
+  seek_daemon();
+  book_.changed.wait_for(lock, milliseconds(timeout_ms), [&] { return book_.link != Link::down; });
+  return book_.link != Link::up;
+}
+
+// Has the agent try once more, if it had given up.
+void Client::seek_daemon() {
+  if (book_.link != Link::lost) return;
+  book_.link = Link::down;
+  wake_.ring();
 }
 
 void Client::enter(const std::vector<std::string> &names, const std::string &scope) {

@@ -53,6 +53,9 @@ class Client {
   bool is_paused(const std::string &tag);
   DlpackDevice dlpack_device() const { return device_->dlpack_device(); }
 
+  // Whether there is no daemon any more that knows this session; finds out first, where that is open.
+  bool is_lost(uint32_t timeout_ms);
+
   void enter(const std::vector<std::string> &tags, const std::string &scope);
   void exit(const std::vector<std::string> &tags, const std::string &scope);
   // Between these, new memory of the lease is written to on its owner's behalf: no pause takes effect.
@@ -72,6 +75,7 @@ class Client {
   record::Done ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows = nullptr);
 
   void free_put_off();
+  void seek_daemon();
   void give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline);
   uint64_t spare_for(const Lease &lease, const Range::Window &window) const;
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);

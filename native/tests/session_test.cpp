@@ -2,6 +2,7 @@
 
 #include <sys/wait.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -37,6 +38,16 @@ struct Grown {
   vrb_lease *lease;
   char *pointer = nullptr;
 };
+
+// Makes the client give its daemon up: one that was started again knows no session.
+void lose(Peer &peer, vrb_lease *lease) {
+  Background asking([&] { CHECK_STATUS(try_allocate(lease, FRAME), VRB_LOST); });
+  peer.expect<record::Lease>();
+  peer.drop();
+  peer.accept();
+  peer.refuse("UnknownSession", "never heard of it");
+  asking.join();
+}
 
 std::size_t count_threads() {
   std::size_t count = 0;
@@ -136,6 +147,76 @@ TEST(session, a_daemon_that_is_gone_costs_no_memory) {
   reattach(peer);
   peer.serve_lease(3, {{5}});
   again.join();
+}
+
+TEST(session, a_pause_that_a_lost_daemon_had_asked_for_is_forgotten) {
+  Peer peer;
+  Grown grown(peer);
+  CHECK_OK(enter(grown.client, {"weights"}, "step"));
+  peer.send(record::PauseOrder{7, {"weights"}});
+  CHECK_EQ(peer.expect<record::Busy>().scope, "step");
+  lose(peer, grown.lease);
+  CHECK_OK(peer::exit(grown.client, {"weights"}, "step"));
+  CHECK_OK(enter(grown.client, {"weights"}, "next"));
+  CHECK_OK(peer::exit(grown.client, {"weights"}, "next"));
+  release(grown.client, allocate(grown.lease, 8));
+}
+
+TEST(session, a_client_closed_after_its_daemon_was_lost_leaves_nothing_behind) {
+  const auto use = [] {
+    Peer peer;
+    Grown grown(peer);
+    peer.arena(9, 4 * MIB);
+    lose(peer, grown.lease);
+    release(grown.client, grown.pointer);
+    CHECK(vrb_close(grown.client, nullptr) == VRB_OK);
+  };
+  const std::size_t threads = settled_threads(0), fds = count_fds(), reserved = reserved_by_process(),
+                    files = count_mapped_files();
+  for (int i = 0; i < 5; ++i) use();
+  CHECK_EQ(settled_threads(threads), threads);
+  CHECK_EQ(count_fds(), fds);
+  CHECK(reserved_by_process() < reserved + GIB);
+  CHECK_EQ(count_mapped_files(), files);
+}
+
+TEST(session, a_daemon_that_is_gone_is_named_even_if_the_wait_ends_before_the_retries) {
+  Peer peer;
+  Grown grown(peer);
+  peer.stop_listening();
+  peer.drop();
+  CHECK_STATUS(try_allocate(grown.lease, FRAME, 1), VRB_LOST);
+}
+
+TEST(session, connections_that_break_at_once_are_not_renewed_in_a_rush) {
+  Peer peer;
+  Grown grown(peer);
+  const auto began = std::chrono::steady_clock::now();
+  for (int i = 0; i < 8; ++i) {
+    peer.drop();
+    reattach(peer);
+  }
+  // 10, 20 and 40 ms, and 50 each from then on.
+  CHECK(std::chrono::steady_clock::now() - began >= std::chrono::milliseconds(320));
+}
+
+TEST(session, whether_it_is_lost_is_found_out) {
+  Peer peer;
+  Grown grown(peer);
+  const auto is_lost = [&] {
+    int lost = -1;
+    CHECK(vrb_is_lost(grown.client, 5000, &lost, nullptr) == VRB_OK);
+    return lost;
+  };
+  CHECK_EQ(is_lost(), 0);
+  lose(peer, grown.lease);
+  Background forgotten([&] { CHECK_EQ(is_lost(), 1); });
+  peer.accept();
+  peer.refuse("UnknownSession", "never heard of it");
+  forgotten.join();
+  Background found([&] { CHECK_EQ(is_lost(), 0); });
+  reattach(peer);
+  found.join();
 }
 
 TEST(session, it_gives_up_after_a_while) {

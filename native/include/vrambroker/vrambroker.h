@@ -118,6 +118,10 @@ VRB_API vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uin
 VRB_API vrb_status vrb_fill_begin(vrb_lease *lease, vrb_error *error);
 VRB_API vrb_status vrb_fill_end(vrb_lease *lease, vrb_error *error);
 
+/* lost: 1 if the daemon is gone, or knows this session no longer, so that the process had better connect anew; 0 if the
+ * client is connected. Where it had given up, it tries once more first; a retry under way is waited for up to timeout_ms. */
+VRB_API vrb_status vrb_is_lost(vrb_client *client, uint32_t timeout_ms, int *lost, vrb_error *error);
+
 /* paused: 1 if the tag is paused (by whomever). Unknown tags answer VRB_UNKNOWN_TAG. */
 VRB_API vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_error *error);
 
