@@ -6,6 +6,7 @@ order.
 """
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -20,6 +21,9 @@ RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 HANDLE_SOCKET = "handles.sock"
 RPC_SOCKET = "rpc.sock"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
+
+# As the driver spells the UUIDs of GPUs, and of parts of one (MIG).
+_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]{1,64}")
 
 # sun_path has 108 bytes, the closing zero included (unix(7)).
 _SOCKET_PATH_BYTES_MAX = 107
@@ -78,22 +82,22 @@ def find(device: str | None = None) -> Endpoint:
     raise _unavailable(wanted, known)
 
 
-def device_id(device: str) -> str:
+def device_id(device: object) -> str:
     """Return the id, which is also the folder's name, of a device as people call it.
 
     Raises `InvalidArgument` for what can't be a device, and for `cuda:N` where torch sees no such GPU.
     """
+    if not isinstance(device, str):
+        raise _no_device(device)
     if is_host(device):
         number = "0" if device == "host" else device.removeprefix("host:")
         if not (number.isascii() and number.isdecimal() and len(number) <= NUMBER_DIGITS_MAX):
-            raise InvalidArgument(message=f"{device[:64]!r} is no device: expected host:N", argument="device")
+            raise _no_device(device)
         return f"host:{int(number)}"
     if device == "cuda" or device.startswith("cuda:"):
         return _cuda_uuid(device)
-    if not device or "/" in device or "\0" in device or device.startswith("."):
-        raise InvalidArgument(
-            message=f"{device!r} is no device: expected host, host:N, cuda, cuda:N or a GPU's UUID", argument="device"
-        )
+    if not _UUID.fullmatch(device):
+        raise _no_device(device)
     return device
 
 
@@ -162,10 +166,18 @@ def _unavailable(wanted: str, known: tuple[Endpoint, ...]) -> BrokerUnavailable:
     )
 
 
+def _no_device(what: object) -> InvalidArgument:
+    shown = what[:64] if isinstance(what, str) else what
+    return InvalidArgument(
+        message=f"{shown!r} is no device: expected host, host:N, cuda, cuda:N or a GPU's UUID (GPU-…)",
+        argument="device",
+    )
+
+
 def _cuda_uuid(device: str) -> str:
     number = device.partition(":")[2]
-    if number and not number.isdecimal():
-        raise InvalidArgument(message=f"{device!r} is no device: expected cuda:N", argument="device")
+    if number and not (number.isascii() and number.isdecimal() and len(number) <= NUMBER_DIGITS_MAX):
+        raise _no_device(device)
     try:
         import torch
     except ImportError:

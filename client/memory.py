@@ -174,8 +174,9 @@ class Memory:
     def pause(self, *tags: str, release: bool = False, timeout: float = TIMEOUT_S) -> None:
         """Let the broker take these tags' memory when somebody needs it (all of this object's tags, if none are named).
 
-        Costs nothing until then. Waits for this process's work on a GPU; the caller has seen to it that no other thread
-        gives it more. With `release`, returns when the memory has left. Pausing what is paused is no error.
+        At most 256 tags a call. Costs nothing until then. Waits for this process's work on a GPU; the caller has seen to it
+        that no other thread gives it more. With `release`, returns when the memory has left. Pausing what is paused is no
+        error.
         Raises `NotQuiescent` if a `use` scope is open or a CUDA graph is being captured (in another thread, the capture
         fails as well), `OutOfHostMemory` if contents to be kept have no place, `WaitExpired` if they are paused, but have
         not left after `timeout`, `UnknownTag`.
@@ -187,7 +188,7 @@ class Memory:
             self._client.pause(named, release=release, timeout_s=timeout)
 
     def resume(self, *tags: str, timeout: float = TIMEOUT_S) -> dict[str, bool]:
-        """Bring these tags back, all or none (all of this object's tags, if none are named).
+        """Bring these tags back, all or none (all of this object's tags, if none are named; at most 256 a call).
 
         Returns, per tag, whether its pages are the same as before the pause, so that registrations with NCCL or a NIC
         still hold. Waits for room up to `timeout`. Resuming what is resident is no error.
@@ -232,6 +233,14 @@ class Memory:
     def stats(self) -> native.Stats:
         """Return the native client's own books; asks the daemon for nothing."""
         return self._client.stats()
+
+    def is_lost(self, *, timeout: float = 0) -> bool:
+        """Whether the daemon went away, or was started again: what is resident stays usable, and nothing else will do.
+
+        Then `connect` attaches this process anew, as another `Memory`. While the daemon is being looked for, this waits
+        for up to `timeout`, and is true without an answer.
+        """
+        return self._client.is_lost(timeout_s=timeout)
 
     def close(self) -> None:
         """End the use of this object, as often as `connect` returned it.
@@ -301,20 +310,22 @@ class _Attachment:
 
 
 class _Attachments:
-    """What this process is attached to, by device."""
+    """What this process is attached to: one a device, and those whose daemon went away until they are closed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_device: dict[str, _Attachment] = {}
+        # In the order in which they were made: a device's last one is the one in use.
+        self._all: list[_Attachment] = []
         os.register_at_fork(after_in_child=self._forget)
 
     def attach(self, name: str, device: str | None, timeout_s: float) -> Memory:
         endpoint = discovery.find(device)
         with self._lock:
-            there = self._by_device.get(endpoint.device)
-            if there is None:
+            there = next((one for one in reversed(self._all) if one.memory.device == endpoint.device), None)
+            if there is None or there.memory.is_lost(timeout=timeout_s):
                 memory = Memory(endpoint=endpoint, client=_open_client(endpoint, name, timeout_s))
-                there = self._by_device[endpoint.device] = _Attachment(memory=memory, asked_name=name, users=0)
+                there = _Attachment(memory=memory, asked_name=name, users=0)
+                self._all.append(there)
             if there.asked_name != name:
                 raise _attached_otherwise(there, name)
             there.users += 1
@@ -323,18 +334,18 @@ class _Attachments:
     def release(self, memory: Memory) -> bool:
         """Whether this was the last use of a Memory of this process."""
         with self._lock:
-            there = self._by_device.get(memory.device)
-            if there is None or there.memory is not memory:
+            there = next((one for one in self._all if one.memory is memory), None)
+            if there is None:
                 return False
             there.users -= 1
             if there.users == 0:
-                del self._by_device[memory.device]
+                self._all.remove(there)
             return there.users == 0
 
     def _forget(self) -> None:
         # A lock held by another thread at the fork would stay locked here, and the parent's sessions are not ours.
         self._lock = threading.Lock()
-        self._by_device = {}
+        self._all = []
 
 
 _attachments = _Attachments()
@@ -372,7 +383,7 @@ def connect(name: str, device: str | None = None, *, timeout: float = TIMEOUT_S)
 
     `device`: `host` (= `host:0`), `host:N`, `cuda:N`, a GPU's UUID; None for the only one there, or torch's current
     GPU. A process is one session a device: connecting again with the same name returns the same object, to be closed as
-    often.
+    often; unless its daemon was lost, then it attaches anew, under any name.
     Raises `BrokerUnavailable` (no daemon: says how to start one), `VersionMismatch`, `InvalidArgument`, and
     `WrongState` for another name than this process has on that device.
     """

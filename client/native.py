@@ -143,6 +143,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_use_exit": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
     "vrb_fill_begin": (c_void_p, POINTER(_Error)),
     "vrb_fill_end": (c_void_p, POINTER(_Error)),
+    "vrb_is_lost": (c_void_p, c_uint32, POINTER(c_int), POINTER(_Error)),
     "vrb_tag_paused": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
     "vrb_tensor": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
     "vrb_torch_hook": (c_void_p, POINTER(c_uint32), POINTER(_Error)),
@@ -186,29 +187,29 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def check_label(text: str, argument: str) -> bytes:
+def check_label(text: object, argument: str) -> bytes:
     """Return a name, tag or scope as the library takes it. Raises `InvalidArgument` (a C string would end at a NUL)."""
-    if not _LABEL.fullmatch(text):
-        shown = text if len(text) <= 64 else f"{text[:61]}..."
+    if not isinstance(text, str) or not _LABEL.fullmatch(text):
+        shown = f"{text[:61]}..." if isinstance(text, str) and len(text) > 64 else text
         raise errors.InvalidArgument(
             message=f"{argument} {shown!r}: expected 1 to 64 characters of A-Z a-z 0-9 _ . : @ + -", argument=argument
         )
     return text.encode("ascii")
 
 
-def milliseconds(timeout_s: float) -> int:
+def milliseconds(timeout_s: object) -> int:
     """Return a timeout as the library takes it: rounded up, so that only 0 means "at once"; capped at 49 days.
 
     Raises `InvalidArgument` for a negative one or none at all.
     """
-    if math.isnan(timeout_s) or timeout_s < 0:
-        raise errors.InvalidArgument(message=f"timeout {timeout_s}: expected seconds, 0 or more", argument="timeout")
+    if not isinstance(timeout_s, int | float) or math.isnan(timeout_s) or timeout_s < 0:
+        raise errors.InvalidArgument(message=f"timeout {timeout_s!r}: expected seconds, 0 or more", argument="timeout")
     return _U32_MAX if timeout_s * 1000 >= _U32_MAX else math.ceil(timeout_s * 1000)
 
 
-def contents_number(contents: str) -> int:
+def contents_number(contents: object) -> int:
     """Return `vrb_contents` for a policy's name. Raises `InvalidArgument`."""
-    number = _CONTENTS.get(contents)
+    number = _CONTENTS.get(contents) if isinstance(contents, str) else None
     if number is None:
         raise errors.InvalidArgument(message=f"contents {contents!r}: expected keep, drop or zero", argument="contents")
     return number
@@ -248,6 +249,12 @@ class Client:
             device=raw.device.decode(),
             version=raw.version.decode(),
         )
+
+    def is_lost(self, *, timeout_s: float) -> bool:
+        """Whether no daemon knows this session any more; a retry that is under way is waited for, for so long."""
+        lost = c_int()
+        self._call("vrb_is_lost", milliseconds(timeout_s), byref(lost))
+        return bool(lost.value)
 
     def stats(self) -> Stats:
         raw = _Stats()

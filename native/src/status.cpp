@@ -34,7 +34,7 @@ Error unavailable(const std::string &path, const std::string &why) {
 }
 
 Error lost(const std::string &why) {
-  return {VRB_LOST, "BrokerLost", "the connection to the daemon is gone: " + why + "; when there is one again, close() and connect anew"};
+  return {VRB_LOST, "BrokerLost", "the connection to the daemon is gone: " + why + "; when there is one again, connect anew"};
 }
 
 Error no_answer(uint32_t waited_ms) {

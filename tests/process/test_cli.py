@@ -97,6 +97,8 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
         (("resume", "rollout/weights"), 1, "UnknownTag: "),
         (("status", "--device", "host:99999"), 1, "BrokerUnavailable: "),
         (("status", "--device", "host:x"), 1, "InvalidArgument: "),
+        (("status", "--device", "bogus"), 1, "InvalidArgument: "),
+        (("demo", "--device", "bogus"), 1, "InvalidArgument: "),
         (("status", "--nonsense"), 2, "Usage: "),
         (("pause", "rollout/kv_cache", "--timeout", "nan"), 2, "Usage: "),
         (("resume", "rollout/kv_cache", "--timeout", "-1"), 2, "Usage: "),

@@ -323,6 +323,42 @@ def test_a_daemon_that_goes_away_is_an_error_and_the_process_lives(
     worker.end()
 
 
+REATTACHING = """
+import torch
+from vrambroker.client import connect
+memory = connect("worker")
+assert connect("worker") is memory
+tensor = memory.empty(1 << 20, tag="a").fill_(3)
+assert not memory.is_lost()
+tell("ready")
+told()
+assert memory.is_lost(timeout=20)
+anew = connect("other")
+assert anew is not memory and connect("other") is anew
+other = anew.empty(1 << 20, tag="a").fill_(4)
+anew.pause("a", release=True)
+anew.resume("a")
+assert tensor.eq(3).all() and other.eq(4).all()
+del tensor
+memory.close()
+memory.close()
+assert not anew.is_lost()
+tell(*(session.name for session in anew.status().sessions if not session.ended))
+del other
+anew.close()
+anew.close()
+"""
+
+
+def test_who_lost_the_daemon_connects_anew_before_closing(broker: "RunningBroker", start_worker: "StartWorker") -> None:
+    worker = start_worker(REATTACHING)
+    assert worker.hear() == "ready"
+    broker.kill()
+    broker.start_again()
+    assert worker.ask() == "other"
+    worker.end()
+
+
 LOST_IN_A_SCOPE = """
 import os
 from pathlib import Path
@@ -364,7 +400,7 @@ def test_what_a_lost_daemon_had_asked_for_is_forgotten_and_closing_ends_the_agen
             control.pause("worker", ["a"], timeout_s=0.3)
         broker.kill()
         assert isinstance(asked.exception(), BrokerError)
-    assert "close() and connect anew" in worker.ask()
+    assert "connect anew" in worker.ask()
     assert worker.hear() == "alone"
     worker.end()
 

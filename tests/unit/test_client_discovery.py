@@ -91,7 +91,9 @@ def test_a_folder_without_a_socket_is_no_broker(tmp_path: Path) -> None:
     assert discovery.endpoints() == ()
 
 
-@pytest.mark.parametrize("device", ["", "a/b", "..", "x\0y"])
+@pytest.mark.parametrize(
+    "device", ["", "a/b", "..", "x\0y", "bogus", "GPU-", "GPU-a/b", "GPU-" + "a" * 5000, "cuda:" + "9" * 5000]
+)
 def test_what_is_no_device_is_refused(device: str) -> None:
     with pytest.raises(InvalidArgument):
         discovery.find(device)
@@ -104,6 +106,12 @@ def test_a_gpu_that_torch_does_not_see_is_refused(device: str, monkeypatch: pyte
         discovery.find(device)
 
 
+@pytest.mark.parametrize("device", [208, b"host", ["host"]])
+def test_what_is_no_text_is_no_device(device: object) -> None:
+    with pytest.raises(InvalidArgument, match="expected host"):
+        discovery.device_id(device)
+
+
 def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = discovery.Endpoint(device="host:0", directory=tmp_path / ("d" * 120) / "host:0")
     monkeypatch.setattr(discovery, "endpoints", lambda: (long,))
@@ -112,5 +120,5 @@ def test_a_path_too_long_for_a_socket_says_so(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_number_without_end_is_no_device() -> None:
-    with pytest.raises(InvalidArgument, match="expected host:N"):
+    with pytest.raises(InvalidArgument, match="expected host, host:N"):
         discovery.device_id("host:" + "9" * 5000)

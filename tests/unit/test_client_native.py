@@ -15,8 +15,8 @@ def test_only_zero_is_at_once(timeout_s: float, expected: int) -> None:
     assert native.milliseconds(timeout_s) == expected
 
 
-@pytest.mark.parametrize("timeout_s", [-1, -0.001, float("nan"), float("-inf")])
-def test_a_timeout_that_is_none_is_refused(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [-1, -0.001, float("nan"), float("-inf"), "5", None, [1]])
+def test_a_timeout_that_is_none_is_refused(timeout_s: object) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         native.milliseconds(timeout_s)
     assert caught.value.argument == "timeout"
@@ -27,8 +27,10 @@ def test_labels_that_are_right(text: str) -> None:
     assert native.check_label(text, "tag") == text.encode()
 
 
-@pytest.mark.parametrize("text", ["", "x" * 65, "a b", "a/b", "a\0b", "ä", "a\n", "\udcff", "x" * 100_000])
-def test_labels_that_are_not(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "x" * 65, "a b", "a/b", "a\0b", "ä", "a\n", "\udcff", "x" * 100_000, 3, None, b"a", ["a"]]
+)
+def test_labels_that_are_not(text: object) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         native.check_label(text, "tag")
     assert caught.value.argument == "tag"
