@@ -77,9 +77,11 @@ RUNS = (
 )
 
 
-def measure(who: str, what: str, run_dir: Path) -> dict[str, float]:
+SCRIPT = Path(__file__).with_name("gpu_figures.py")
+
+
+def measure(who: str, what: str, run_dir: Path, *, script: Path = SCRIPT) -> dict[str, float]:
     """Run one figure in a process of its own; an incumbent that fails has no figures, and says so."""
-    script = Path(__file__).with_name("gpu_figures.py")
     environment = {**os.environ, "VRAMBROKER_RUN_DIR": str(run_dir)}
     done = subprocess.run(
         [sys.executable, str(script), who, what], env=environment, capture_output=True, text=True, timeout=DEADLINE_S
@@ -130,11 +132,12 @@ def main() -> None:
                 incumbent=found["tms"].get(figure.name),
             )
         )
-    write_results("gpu.json", *_machine(), results)
+    write_results("gpu.json", *machine(), results)
     nvml.close()
 
 
-def _machine() -> tuple[str, str]:
+def machine() -> tuple[str, str]:
+    """Return the GPU's name, and the versions that count."""
     import torch
 
     library: Any = __import__("pynvml")

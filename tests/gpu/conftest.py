@@ -37,14 +37,14 @@ StartGpuBroker = Callable[..., RunningBroker]
 
 @pytest.fixture
 def start_broker(gpu: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartGpuBroker]:
-    """Start the GPU's daemon: `start_broker(capacity="8GiB")`; this process finds it."""
+    """Start a GPU's daemon: `start_broker(capacity="8GiB")`, the first one's unless `device` says; this process finds it."""
     started: list[RunningBroker] = []
     run_dir = Path(tempfile.mkdtemp(prefix="vrb-"))
     monkeypatch.setenv(RUN_DIR_VARIABLE, str(run_dir))
 
-    def start(*, capacity: str = "8GiB", host_budget: str = "24GiB") -> RunningBroker:
+    def start(*, device: str = gpu, capacity: str = "8GiB", host_budget: str = "24GiB") -> RunningBroker:
         options = ["--capacity", capacity, "--host-budget", host_budget]
-        started.append(RunningBroker(device=gpu, run_dir=run_dir, options=options))
+        started.append(RunningBroker(device=device, run_dir=run_dir, options=options))
         return started[-1]
 
     yield start
