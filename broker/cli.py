@@ -97,6 +97,14 @@ def _endpoints(device: str | None) -> tuple["Endpoint", ...]:
     return found
 
 
+def _one_endpoint(device: str | None) -> "Endpoint":
+    found = _endpoints(device)
+    if len(found) != 1:
+        names = ", ".join(endpoint.device for endpoint in found)
+        raise InvalidArgument(message=f"name one device with --device (there are: {names})", argument="device")
+    return found[0]
+
+
 def _reachable(stack: ExitStack, found: Iterable["Endpoint"]) -> tuple[list["Control"], int]:
     """Connect to every daemon that answers, until the stack is closed, and report the others; returns how many."""
     controls: list[Control] = []
@@ -229,6 +237,33 @@ def resume(
 
 
 @app.command()
+def prioritize(
+    target: Target,
+    priority: Annotated[int, typer.Argument(help="-100 to 100; a step is worth ten seconds of waiting.")],
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Set a tag's priority: who waits goes first, and who is idle is taken last."""
+    _use_run_dir(run_dir)
+    with _reported():
+        session, tag = _split(target)
+        with _acting_on_session(session, device) as control:
+            control.prioritize(session, (tag,), priority)
+
+
+@app.command()
+def cancel(
+    ticket: Annotated[int, typer.Argument(help="Its number, as `broker status` shows it.")],
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """End a ticket: what waits is refused, what is set aside is free again."""
+    _use_run_dir(run_dir)
+    with _reported(), _acting_on(_one_endpoint(device)) as control:
+        control.cancel(ticket)
+
+
+@app.command()
 def timeline(
     out: Annotated[Path, typer.Argument(metavar="OUT.svg|OUT.json", help="A picture, or a trace for Perfetto.")],
     device: Device = None,
@@ -238,13 +273,8 @@ def timeline(
     from vrambroker.client.timeline import write_timeline
 
     _use_run_dir(run_dir)
-    with _reported():
-        found = _endpoints(device)
-        if len(found) != 1:
-            names = ", ".join(endpoint.device for endpoint in found)
-            raise InvalidArgument(message=f"name one device with --device (there are: {names})", argument="device")
-        with _acting_on(found[0]) as control:
-            write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+    with _reported(), _acting_on(_one_endpoint(device)) as control:
+        write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
 
 
 @app.command()

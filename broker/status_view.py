@@ -110,13 +110,23 @@ def _sessions_table(status: Status) -> Table:
 def _ticket_row(ticket: TicketStatus, now_ns: int) -> tuple[str, ...]:
     holders = (f"{h.session}/{h.tag} ({h.state}, {size_text(h.size_bytes)})" for h in ticket.waits_for)
     return (
+        str(ticket.ticket),
         ticket.session,
-        ", ".join(ticket.tags),
+        ", ".join(ticket.tags) or "for later",
+        str(ticket.priority or ""),
         size_text(ticket.size_bytes),
         size_text(ticket.in_hand_bytes),
         age_text((now_ns - ticket.since_ns) / 1e9),
         ", ".join(holders),
     )
+
+
+def _holds_table(status: Status) -> Table:
+    table = _table("ticket", "session", "bytes", "for", right=("ticket", "bytes", "for"))
+    for ticket in status.holds:
+        age = age_text((status.now_ns - ticket.since_ns) / 1e9)
+        table.add_row(str(ticket.ticket), ticket.session, size_text(ticket.size_bytes), age)
+    return table
 
 
 def status_renderable(statuses: Sequence[Status]) -> RenderableType:
@@ -127,9 +137,13 @@ def status_renderable(statuses: Sequence[Status]) -> RenderableType:
         parts.append(_sessions_table(status) if status.sessions else Text("nobody is attached", style="dim"))
         if status.queue:
             parts.append(Text("waiting", style="bold"))
-            queue = _table("session", "tags", "needs", "in hand", "for", "waits for")
+            columns = ("ticket", "session", "tags", "priority", "needs", "in hand", "for", "waits for")
+            queue = _table(*columns, right=("ticket", "priority", "needs", "in hand", "for"))
             for ticket in status.queue:
                 queue.add_row(*_ticket_row(ticket, status.now_ns))
             parts.append(queue)
+        if status.holds:
+            parts.append(Text("set aside for later", style="bold"))
+            parts.append(_holds_table(status))
         parts.append(Text(""))
     return Group(*parts) if parts else Text("no daemon is running", style="dim")

@@ -10,6 +10,7 @@ from vrambroker.broker.core.errors import (
     BrokerError,
     BrokerLost,
     BrokerUnavailable,
+    Cancelled,
     Draining,
     DriverFailed,
     Holder,
@@ -25,18 +26,21 @@ from vrambroker.broker.core.errors import (
     UnknownLease,
     UnknownSession,
     UnknownTag,
+    UnknownTicket,
     VersionMismatch,
     WaitExpired,
     WrongState,
 )
-from vrambroker.client.memory import Memory, connect
+from vrambroker.client.memory import Hold, Memory, connect
 
 __all__ = [
     "BrokerError",
     "BrokerLost",
     "BrokerUnavailable",
+    "Cancelled",
     "Draining",
     "DriverFailed",
+    "Hold",
     "Holder",
     "InvalidArgument",
     "Memory",
@@ -51,6 +55,7 @@ __all__ = [
     "UnknownLease",
     "UnknownSession",
     "UnknownTag",
+    "UnknownTicket",
     "VersionMismatch",
     "WaitExpired",
     "WrongState",

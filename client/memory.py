@@ -3,18 +3,19 @@
 import os
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
-from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
+from vrambroker.broker.core.errors import BrokerUnavailable, UnknownTicket, WrongState
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
     import torch
 
     from vrambroker.client.placing import Placeable
+    from vrambroker.client.rpc import Control
     from vrambroker.client.status import Status
     from vrambroker.client.tensors import Allocate
 
@@ -220,6 +221,27 @@ class Memory:
             finally:
                 self._client.use_exit(named, name)
 
+    def prioritize(self, *tags: str, priority: int) -> None:
+        """Set these tags' priority (of all of this object's tags, if none are named): -100 to 100, 0 unless set.
+
+        Of resumes that wait for room, the one of higher priority goes first; a step is worth ten seconds of waiting. Of
+        idle memory that others need, what has lower priority goes first. Raises `UnknownTag`.
+        """
+        named = tags or self.tags
+        if named:
+            self._check_open()
+            self._control.prioritize(self.name, named, priority)
+
+    def hold(self, size_bytes: int, *, timeout: float = TIMEOUT_S) -> "Hold":
+        """Set capacity aside for what this process leases and resumes later, under any tag: that uses it up.
+
+        Nobody else gets it, and it is free on the device meanwhile. Waits for room up to `timeout`. Returns what gives the
+        rest of it back: at the end of a `with` block, or by `release`; the session's end does as well.
+        Raises `OutOfDeviceMemory` or `WaitExpired`, with the holders, `InvalidArgument` for more than the device has.
+        """
+        self._check_open()
+        return Hold(self._control, self._control.hold(self.name, size_bytes, timeout_s=timeout))
+
     def status(self) -> "Status":
         """Return what the broker knows of everybody: device, sessions, queue, host memory."""
         self._check_open()
@@ -298,6 +320,29 @@ class Memory:
         self._client.info()
         if self._closed:
             raise WrongState(message=f"{self!r} is closed: connect again", session=self.name, state="closed")
+
+
+class Hold:
+    """Capacity that is set aside for later; see `Memory.hold`."""
+
+    def __init__(self, control: "Control", ticket: int) -> None:
+        """For `Memory.hold` alone."""
+        self._control = control
+        self.ticket = ticket
+
+    def release(self) -> None:
+        """Give back what is not used up; once more is no error."""
+        with suppress(UnknownTicket):
+            self._control.cancel(self.ticket)
+
+    def __enter__(self) -> Self:
+        """Return itself; the end of the block releases it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 @dataclass(slots=True, kw_only=True)

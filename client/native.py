@@ -207,6 +207,16 @@ def milliseconds(timeout_s: object) -> int:
     return _U32_MAX if timeout_s * 1000 >= _U32_MAX else math.ceil(timeout_s * 1000)
 
 
+def whole_number(value: object, argument: str, bits: int) -> int:
+    """Return a number that fits so many bits, signed if they are 32. Raises `InvalidArgument`."""
+    low, high = (-(1 << 31), (1 << 31) - 1) if bits == 32 else (0, (1 << 64) - 1)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise errors.InvalidArgument(
+            message=f"{argument} {str(value)[:64]}: expected a whole number of {low} to {high}", argument=argument
+        )
+    return value
+
+
 def contents_number(contents: object) -> int:
     """Return `vrb_contents` for a policy's name. Raises `InvalidArgument`."""
     number = _CONTENTS.get(contents) if isinstance(contents, str) else None

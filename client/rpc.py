@@ -102,6 +102,37 @@ class Control:
             same[lease.tag] = same.get(lease.tag, True) and lease.same_pages
         return same
 
+    def prioritize(
+        self, session: str, tags: Sequence[str], priority: int, *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
+        """Set the priority of tags of a session (empty: the caller's own), -100 to 100."""
+        from vrambroker.v1 import broker_pb2
+
+        request = broker_pb2.PrioritizeRequest(
+            request_id=_request_id(), session=session, tags=tags, priority=native.whole_number(priority, "priority", 32)
+        )
+        self._ask(lambda stub: stub.Prioritize, request, timeout_s=timeout_s)
+
+    def hold(self, session: str, size_bytes: int, *, timeout_s: float = 10.0) -> int:
+        """Set capacity aside for a session (empty: the caller's own); returns the ticket to `cancel` it by."""
+        from vrambroker.v1 import broker_pb2
+
+        request = broker_pb2.HoldRequest(
+            request_id=_request_id(),
+            session=session,
+            size_bytes=native.whole_number(size_bytes, "size_bytes", 64),
+            timeout_ms=native.milliseconds(timeout_s),
+        )
+        return self._ask(lambda stub: stub.Hold, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S).ticket
+
+    def cancel(self, ticket: int, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """End a ticket: whoever waits for it gets `Cancelled`. Raises `UnknownTicket` if there is none."""
+        from vrambroker.v1 import broker_pb2
+
+        number = native.whole_number(ticket, "ticket", 64)
+        request = broker_pb2.CancelRequest(request_id=_request_id(), ticket=number)
+        self._ask(lambda stub: stub.Cancel, request, timeout_s=timeout_s)
+
     def mark(self, label: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Write a stage's name into the event stream, for the timeline."""
         from vrambroker.v1 import broker_pb2

@@ -43,6 +43,7 @@ class TagStatus:
     device_bytes: int
     host_bytes: int
     since_ns: int
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +83,19 @@ class TicketStatus:
     since_ns: int
     deadline_ns: int
     waits_for: tuple[HolderStatus, ...]
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Everything at one instant; `now_ns` is the daemon's monotonic clock then."""
+    """Everything at one instant; `now_ns` is the daemon's monotonic clock then. `queue` is in the order of turns; `holds` is
+    what is set aside for later.
+    """
 
     device: DeviceStatus
     sessions: tuple[SessionStatus, ...]
     queue: tuple[TicketStatus, ...]
+    holds: tuple[TicketStatus, ...]
     host: HostStatus
     draining: bool
     version: str
@@ -141,6 +146,7 @@ def status_of(message: "broker_pb2.Status") -> Status:
         ),
         sessions=tuple(_session_of(session) for session in message.sessions),
         queue=tuple(_ticket_of(ticket) for ticket in message.queue),
+        holds=tuple(_ticket_of(ticket) for ticket in message.holds),
         host=HostStatus(
             budget_bytes=message.host.budget_bytes,
             used_bytes=message.host.used_bytes,
@@ -198,6 +204,7 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         device_bytes=message.device_bytes,
         host_bytes=message.host_bytes,
         since_ns=message.since_ns,
+        priority=message.priority,
     )
 
 
@@ -216,6 +223,7 @@ def _ticket_of(message: "broker_pb2.Ticket") -> TicketStatus:
             HolderStatus(session=holder.session, tag=holder.tag, state=holder.state, size_bytes=holder.size_bytes)
             for holder in message.waits_for
         ),
+        priority=message.priority,
     )
 
 

@@ -57,6 +57,7 @@ def status_of(snapshot: Snapshot, *, here: Here, foreign_bytes: int, now: Instan
         ),
         sessions=[_session(session) for session in snapshot.sessions],
         queue=[_ticket(ticket) for ticket in snapshot.queue],
+        holds=[_ticket(ticket) for ticket in snapshot.kept],
         host=v1.Host(
             budget_bytes=snapshot.host_budget_bytes,
             used_bytes=snapshot.host_used_bytes,
@@ -101,6 +102,7 @@ def _session(session: SessionView) -> v1.Session:
             device_bytes=lease.device_bytes,
             host_bytes=lease.host_bytes,
             since_ns=lease.since,
+            priority=lease.priority,
         )
         for lease in session.leases
     ]
@@ -131,4 +133,5 @@ def _ticket(ticket: TicketView) -> v1.Ticket:
         since_ns=ticket.since,
         deadline_ns=ticket.deadline,
         waits_for=holders,
+        priority=ticket.priority,
     )

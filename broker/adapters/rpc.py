@@ -28,7 +28,7 @@ from vrambroker.broker.core import effects, events
 from vrambroker.broker.core.effects import Outcome
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, PeerUnidentified, WrongState
 from vrambroker.broker.core.events import Call, CallAbandoned, Event
-from vrambroker.broker.core.ids import Instant, LeaseId, RequestId, SessionId, SlotId
+from vrambroker.broker.core.ids import Instant, LeaseId, RequestId, SessionId, SlotId, TicketId
 from vrambroker.broker.ports import Deliver
 from vrambroker.v1 import broker_pb2 as v1
 from vrambroker.v1 import broker_pb2_grpc
@@ -155,6 +155,40 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
         resumed = await self._ask(context, request.request_id, resume, effects.Resumed)
         leases = [v1.ResumedLease(lease=one.lease, tag=one.tag, same_pages=one.same_pages) for one in resumed.leases]
         return v1.ResumeResponse(leases=leases)
+
+    async def Prioritize(self, request: v1.PrioritizeRequest, context: Context) -> v1.PrioritizeResponse:
+        """Set the priority of tags of a session."""
+
+        def prioritize(call: Call, caller: Caller) -> Event:
+            session = self._session(request.session, caller)
+            return events.Prioritize(call=call, session=session, tags=tuple(request.tags), priority=request.priority)
+
+        await self._ask(context, request.request_id, prioritize, effects.Done)
+        return v1.PrioritizeResponse()
+
+    async def Hold(self, request: v1.HoldRequest, context: Context) -> v1.HoldResponse:
+        """Set capacity aside for a session."""
+
+        def set_aside(call: Call, caller: Caller) -> Event:
+            return events.SetAside(
+                call=call,
+                session=self._session(request.session, caller),
+                size_bytes=request.size_bytes,
+                wait=request.timeout_ms != 0,
+                deadline=deadline(self._now(), request.timeout_ms),
+            )
+
+        held = await self._ask(context, request.request_id, set_aside, effects.Held)
+        return v1.HoldResponse(ticket=held.ticket)
+
+    async def Cancel(self, request: v1.CancelRequest, context: Context) -> v1.CancelResponse:
+        """End a ticket before its time."""
+
+        def cancel(call: Call, caller: Caller) -> Event:
+            return events.Cancel(call=call, ticket=TicketId(request.ticket))
+
+        await self._ask(context, request.request_id, cancel, effects.Done)
+        return v1.CancelResponse()
 
     async def Mark(self, request: v1.MarkRequest, context: Context) -> v1.MarkResponse:
         """Write a stage's name into the event stream."""

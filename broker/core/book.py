@@ -34,7 +34,7 @@ from vrambroker.broker.core.requests import Requests
 from vrambroker.broker.core.scheduler import Supply
 from vrambroker.broker.core.session import Session, Sessions
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.ticket import Stage, Ticket
+from vrambroker.broker.core.ticket import Queue, Stage, Ticket
 
 _Thing = TypeVar("_Thing")
 
@@ -115,7 +115,7 @@ class Book:
         self.device_holdings = Holdings()
         self.host_holdings = Holdings()
         self.tickets: dict[TicketId, Ticket] = {}
-        self.queue: list[TicketId] = []
+        self.queue = Queue(limits.ageing_ns)
         self.claims: dict[int, TicketId] = {}
         self.orders: dict[OrderId, PauseOrder] = {}
         self.waits: dict[CallId, Bounded] = {}
@@ -278,7 +278,7 @@ class Book:
         """Return when a wait is over; nothing, if it is over already. What is moving is not cut short."""
         match what:
             case Ticket():
-                waits = self.tickets.get(what.ticket) is what and what.stage is not Stage.UNDOING
+                waits = self.tickets.get(what.ticket) is what and what.stage not in (Stage.UNDOING, Stage.KEPT)
             case PauseOrder() | Release():
                 waits = self.waits.get(what.call) is what
         if not waits:
@@ -332,9 +332,9 @@ class Book:
 
     def _ticket_holders(self) -> Iterator[Holder]:
         for ticket in self.tickets.values():
-            size_bytes = ticket.hold.in_hand_bytes
+            size_bytes = ticket.hold.in_hand_bytes + min(ticket.hold.reserved_bytes, ticket.hold.keep_bytes)
             if size_bytes:
-                tag = self.leases[ticket.leases[0]].tag
+                tag = self.leases[ticket.leases[0]].tag if ticket.leases else ""
                 yield Holder(session=self.name_of(ticket.session), tag=tag, state="held", size_bytes=size_bytes)
 
     def _device_holder(self, lease: LeaseId) -> Holder:

@@ -15,8 +15,10 @@ from vrambroker.broker.core import (
     pausing,
     reports,
     requests,
+    reserving,
     resuming,
     settlement,
+    turns,
     views,
 )
 from vrambroker.broker.core import events as ev
@@ -71,7 +73,17 @@ class Broker:
         before = settlement.totals(book)
         match event:
             case (
-                ev.Attach() | ev.Detach() | ev.Lease() | ev.Claim() | ev.Return() | ev.Pause() | ev.Resume() | ev.Mark()
+                ev.Attach()
+                | ev.Detach()
+                | ev.Lease()
+                | ev.Claim()
+                | ev.Return()
+                | ev.Pause()
+                | ev.Resume()
+                | ev.Prioritize()
+                | ev.SetAside()
+                | ev.Cancel()
+                | ev.Mark()
             ):
                 _call(book, event)
             case ev.Reattach():
@@ -144,6 +156,8 @@ def _refuse(book: Book, event: MutatingCall, error: BrokerError) -> None:
     match event:
         case ev.Lease(session=session, tag=tag):
             book.refuse(event.call.call, error, session=book.name_of(session), tag=tag)
+        case ev.SetAside(session=session):
+            book.refuse(event.call.call, error, session=book.name_of(session))
         case ev.Pause(session=session, tags=tags) | ev.Resume(session=session, tags=tags):
             book.refuse(event.call.call, error, session=book.name_of(session), tag=tags[0] if tags else "")
         case _:
@@ -166,6 +180,12 @@ def _perform(book: Book, event: MutatingCall) -> None:
             pausing.pause(book, event)
         case ev.Resume():
             resuming.resume(book, event)
+        case ev.Prioritize():
+            turns.prioritize(book, event)
+        case ev.SetAside():
+            reserving.set_aside(book, event)
+        case ev.Cancel():
+            turns.cancel(book, event)
         case ev.Mark():
             _mark(book, event)
         case _:

@@ -66,11 +66,18 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Capacity is set aside under this ticket, until it is used up, or the ticket cancelled."""
+
+    ticket: TicketId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The call has taken effect, and there is nothing more to say."""
 
 
-Outcome = Attached | Leased | Paused | Resumed | Done
+Outcome = Attached | Leased | Paused | Resumed | Held | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,13 @@ class UnknownLease(BrokerError):
 
 
 @dataclass(kw_only=True, eq=False)
+class UnknownTicket(BrokerError):
+    """No ticket has this number: it was met or refused, or there never was one."""
+
+    ticket: int = 0
+
+
+@dataclass(kw_only=True, eq=False)
 class NotOwner(BrokerError):
     """The caller may not act on this session: it has neither its uid nor root's."""
 
@@ -133,6 +140,13 @@ class WaitExpired(BrokerError):
 
     requested_bytes: int = 0
     holders: tuple[Holder, ...] = field(default_factory=tuple[Holder, ...])
+
+
+@dataclass(kw_only=True, eq=False)
+class Cancelled(BrokerError):
+    """Somebody has cancelled the ticket that this call was waiting for."""
+
+    ticket: int = 0
 
 
 @dataclass(kw_only=True, eq=False)

@@ -19,6 +19,7 @@ from vrambroker.broker.core.ids import (
     RequestId,
     SessionId,
     SlotId,
+    TicketId,
 )
 
 
@@ -179,6 +180,40 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prioritize:
+    """Set the priority of every lease of these tags, and of what waits for them. Answered `Done`."""
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """Set so much capacity aside for the session's later leases and resumes, which use it up. Answered `Held`.
+
+    With `wait` false it waits only for what is certain; `deadline` still bounds that.
+    """
+
+    call: Call
+    session: SessionId
+    size_bytes: int
+    wait: bool
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Refuse a waiting ticket (`Cancelled`); what is on the way to it goes back, what is set aside is free again.
+    Answered `Done`, also if the ticket is on its way back already.
+    """
+
+    call: Call
+    ticket: TicketId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """Write a stage's name into the event stream, for the timeline. Answered `Done`."""
 
@@ -311,6 +346,9 @@ Event = (
     | Return
     | Pause
     | Resume
+    | Prioritize
+    | SetAside
+    | Cancel
     | Mark
     | CallAbandoned
     | Drain

@@ -4,7 +4,7 @@ Frames are handed on as they come: what leaves one session is granted to the nex
 copied out. `progress` is the one place that decides this.
 """
 
-from vrambroker.broker.core import files, hold, recall
+from vrambroker.broker.core import files, hold, recall, rooms
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import (
     GrantedSlot,
@@ -21,7 +21,7 @@ from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.snapshot import SlotState
-from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket
+from vrambroker.broker.core.ticket import Comeback, Growth, Room, Stage, Ticket
 
 
 def progress(book: Book, ticket: Ticket) -> None:
@@ -43,6 +43,9 @@ def _hand_over(book: Book, ticket: Ticket) -> None:
     """Grant what is in hand. What is only being made is waited for: it takes a moment, and a few large grants are mapped
     faster than many small ones.
     """
+    if isinstance(ticket.demand, Room):
+        rooms.keep_if_there(book, ticket)
+        return
     if not ticket.hold.creating:
         match ticket.demand:
             case Growth(claimed=False) as growth:
@@ -144,6 +147,7 @@ def _complete(book: Book, ticket: Ticket) -> None:
     label = hold.label(book, ticket)
     done = (book.name_of(ticket.session), hold.tags(book, ticket), ticket.ticket)
     outcome: Leased | Resumed
+    assert not isinstance(ticket.demand, Room), "what is set aside is not granted"
     match ticket.demand:
         case Growth(lease=number):
             files.prepare(book, book.leases[number])

@@ -1,18 +1,17 @@
 """Filling and emptying holds: how frames come to a ticket, and how they go back when it is given up."""
 
-from bisect import insort
 from collections.abc import Set
 
 from vrambroker.broker.core import recall
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import CreateFrame, DestroyFrame, Kind
 from vrambroker.broker.core.errors import invariant
-from vrambroker.broker.core.ids import FrameId, LeaseId
+from vrambroker.broker.core.ids import Domain, FrameId, LeaseId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.scheduler import Need, Plan
 from vrambroker.broker.core.snapshot import FramePlace
-from vrambroker.broker.core.ticket import Comeback, Growth, Hold, Stage, Ticket, bytes_of
+from vrambroker.broker.core.ticket import Comeback, Growth, Hold, Room, Stage, Ticket, bytes_of, compose
 
 
 def needed_bytes(book: Book, ticket: Ticket) -> int:
@@ -22,6 +21,19 @@ def needed_bytes(book: Book, ticket: Ticket) -> int:
             return bytes_of(parts)
         case Comeback(leases=leases):
             return sum(book.leases[lease].absent_bytes for lease in leases)
+        case Room(size_bytes=size_bytes):
+            return size_bytes
+
+
+def total_bytes(book: Book, ticket: Ticket) -> int:
+    """Return what there is on the device of a ticket's leases when it is met, and for them alone."""
+    match ticket.demand:
+        case Growth(parts=parts):
+            return bytes_of(parts)
+        case Comeback(leases=leases):
+            return sum(book.leases[lease].total_bytes for lease in leases)
+        case Room(size_bytes=size_bytes):
+            return size_bytes
 
 
 def need_of(book: Book, ticket: Ticket) -> Need:
@@ -32,6 +44,14 @@ def need_of(book: Book, ticket: Ticket) -> Need:
             return Need(parts=parts, domain=domain, spared=frozenset())
         case Comeback(leases=leases):
             return Need(parts=absent_parts(book, leases), domain=domain, spared=leases.keys())
+        case Room(size_bytes=size_bytes):
+            return room_need(book, size_bytes, domain)
+
+
+def room_need(book: Book, size_bytes: int, domain: Domain) -> Need:
+    """Return the need for capacity that is no frame yet."""
+    smallest = book.limits.frame_sizes_bytes[:1]
+    return Need(parts=compose(size_bytes, smallest), domain=domain, spared=frozenset(), bare=True)
 
 
 def absent_parts(book: Book, leases: dict[LeaseId, None]) -> dict[int, int]:
@@ -47,7 +67,7 @@ def absent_parts(book: Book, leases: dict[LeaseId, None]) -> dict[int, int]:
 
 
 def first_in_line(book: Book) -> Ticket | None:
-    """Return the oldest ticket that waits for room: what is idle or leaving is not for anybody who came later."""
+    """Return the ticket whose turn it is: what is idle or leaving is not for anybody who came later."""
     queued = (book.tickets[number] for number in book.queue)
     return next((ticket for ticket in queued if not being_resumed(book, ticket)), None)
 
@@ -57,11 +77,16 @@ def being_resumed(book: Book, ticket: Ticket) -> bool:
     return any(book.leases[lease].lock is not None for lease in ticket.leases)
 
 
+def is_aged(book: Book, ticket: Ticket) -> bool:
+    """Tell whether it has waited for so long that nobody else who waits is let past it any more."""
+    return book.now - ticket.since >= book.limits.ageing_ns
+
+
 def admit(book: Book, ticket: Ticket, plan: Plan) -> None:
     """Set aside for the ticket what the plan names; from here on it can't fail on bytes."""
     invariant(ticket.stage is Stage.QUEUED, "only a queued ticket is admitted")
     ticket.stage = Stage.ADMITTED
-    ticket.hold = hold = Hold(to_create=dict(plan.to_create), reserved_bytes=plan.reserve_bytes)
+    ticket.hold = hold = _hold_of(ticket, plan)
     book.ledger.reserve(plan.reserve_bytes)
     for giver, frames in plan.recalls.items():
         _recall(book, book.leases[giver], frames, ticket)
@@ -80,6 +105,14 @@ def admit(book: Book, ticket: Ticket, plan: Plan) -> None:
     book.stir(ticket.ticket)
 
 
+def _hold_of(ticket: Ticket, plan: Plan) -> Hold:
+    match ticket.demand:
+        case Room():
+            return Hold(keep_bytes=bytes_of(plan.to_create), reserved_bytes=plan.reserve_bytes)
+        case Growth() | Comeback():
+            return Hold(to_create=dict(plan.to_create), reserved_bytes=plan.reserve_bytes)
+
+
 def _recall(book: Book, lease: Lease, frames: Set[FrameId], ticket: Ticket) -> None:
     slots = [slot for slot in lease.staying() if slot.frame in frames]
     size_bytes = sum(slot.size_bytes for slot in slots)
@@ -95,7 +128,8 @@ def _publish_admitted(book: Book, ticket: Ticket) -> None:
 
 
 def label(book: Book, ticket: Ticket) -> str:
-    return f"{book.name_of(ticket.session)}/{tags(book, ticket)}"
+    name = book.name_of(ticket.session)
+    return f"{name}, for later," if isinstance(ticket.demand, Room) else f"{name}/{tags(book, ticket)}"
 
 
 def tags(book: Book, ticket: Ticket) -> str:
@@ -165,9 +199,9 @@ def _fill(book: Book, ticket: Ticket) -> None:
             if not hold.to_create[size]:
                 del hold.to_create[size]
             book.emit(CreateFrame(frame=frame, size_bytes=size))
-    if not hold.to_create and (hold.melting or hold.reserved_bytes):
-        book.ledger.unreserve(hold.reserved_bytes)
-        hold.reserved_bytes = 0
+    if not hold.to_create and hold.reserved_bytes >= hold.keep_bytes and (hold.melting or hold.spare_bytes):
+        book.ledger.unreserve(hold.spare_bytes)
+        hold.reserved_bytes = hold.keep_bytes
         melting, hold.melting = hold.melting, {}
         _let_go(book, melting)
     book.stir(ticket.ticket)
@@ -200,7 +234,7 @@ def queue_again(book: Book, ticket: Ticket) -> None:
         growth.parts = dict(growth.asked)
     _unlock(book, ticket)
     ticket.stage = Stage.QUEUED
-    insort(book.queue, ticket.ticket)
+    book.queue.add(ticket)
     book.bound(ticket)
 
 
@@ -215,8 +249,7 @@ def _unlock(book: Book, ticket: Ticket) -> None:
 def close(book: Book, ticket: Ticket) -> None:
     """Forget a ticket that is met, refused or undone; what it held goes back."""
     empty(book, ticket)
-    if ticket.stage is Stage.QUEUED and ticket.ticket in book.queue:
-        book.queue.remove(ticket.ticket)
+    book.queue.discard(ticket.ticket)
     if ticket.claim is not None:
         book.claims.pop(ticket.claim, None)
     del book.tickets[ticket.ticket]
@@ -236,6 +269,8 @@ def close(book: Book, ticket: Ticket) -> None:
             for lease in (book.leases[number] for number in leases):
                 del lease.comebacks[ticket.ticket]
                 drop_if_never_opened(book, lease)
+        case Room():
+            pass
 
 
 def drop_if_never_opened(book: Book, lease: Lease) -> None:

@@ -6,22 +6,24 @@ from collections.abc import Iterator
 from vrambroker.broker.core.ids import Instant, LeaseId
 from vrambroker.broker.core.lease import Lease
 
+IdleKey = tuple[int, int, Instant, LeaseId]
+
 
 class IdleLeases:
-    """The leases that may be recalled, with the bytes that this would bring: the cheapest to take first, then the
-    longest idle.
+    """The leases that may be recalled, with the bytes that this would bring: the cheapest to take first, of those the
+    ones of lowest priority, then the longest idle.
     """
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self._order: list[tuple[int, Instant, LeaseId]] = []
-        self._known: dict[LeaseId, tuple[tuple[int, Instant, LeaseId], int]] = {}
+        self._order: list[IdleKey] = []
+        self._known: dict[LeaseId, tuple[IdleKey, int]] = {}
 
     def update(self, lease: Lease) -> bool:
         """Bring the index in line with the lease; tells whether more can be taken than before."""
         before = self._known.get(lease.lease)
         size_bytes = lease.idle_bytes
-        key = (lease.cost, lease.idle_since, lease.lease)
+        key = (lease.cost, lease.priority, lease.idle_since, lease.lease)
         if before == ((key, size_bytes) if size_bytes else None):
             return False
         self.forget(lease.lease)
@@ -43,7 +45,7 @@ class IdleLeases:
         return known[1] if known is not None else 0
 
     def __iter__(self) -> Iterator[LeaseId]:
-        return (lease for _, _, lease in self._order)
+        return (lease for _, _, _, lease in self._order)
 
     def __len__(self) -> int:
         return len(self._order)

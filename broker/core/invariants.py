@@ -10,7 +10,7 @@ from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SlotId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
 from vrambroker.broker.core.snapshot import FileState, FramePlace, SlotState
-from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, bytes_of
+from vrambroker.broker.core.ticket import Comeback, Growth, Room, Stage, Ticket, bytes_of
 
 
 def check(book: Book) -> None:
@@ -103,15 +103,27 @@ def holds_name_real_frames(book: Book) -> None:
         _hold(len(named) == len(set(named)), name, ticket)
         _hold(all(book.ledger.frames[one].ticket == ticket.ticket for one in named), name, ticket)
         melting = sum(book.ledger.frames[one].size_bytes for one in hold.melting)
-        covered = hold.reserved_bytes + melting >= bytes_of(hold.to_create)
+        covered = hold.reserved_bytes + melting >= bytes_of(hold.to_create) + hold.keep_bytes
         _hold(covered, "a hold covers what it is to make", ticket)
-        _hold(bool(hold.to_create) or not hold.reserved_bytes, "a hold reserves only what it makes", ticket)
+        _hold(bool(hold.to_create) or not hold.spare_bytes, "a hold reserves only what it makes or keeps", ticket)
+        _keeps_what_was_asked(ticket)
         _hold_covers_need(book, ticket)
     for frame in book.ledger.frames.values():
         if frame.ticket is not None:
             hold = book.tickets[frame.ticket].hold
             among = (*hold.in_hand.get(frame.size_bytes, ()), *hold.creating, *hold.exact, *hold.melting)
             _hold(frame.frame in among, name, frame)
+
+
+def _keeps_what_was_asked(ticket: Ticket) -> None:
+    """Capacity is kept for who asked for it, all of it as soon as its ticket is admitted."""
+    match ticket.demand:
+        case Room(size_bytes=size_bytes) if ticket.stage is not Stage.QUEUED:
+            _hold(ticket.hold.keep_bytes == size_bytes > 0, "what is set aside is kept", ticket)
+            kept = ticket.stage is not Stage.KEPT or ticket.hold.reserved_bytes == size_bytes
+            _hold(kept, "what is set aside is kept", ticket)
+        case _:
+            _hold(not ticket.hold.keep_bytes, "only what is set aside is kept", ticket)
 
 
 def _domain(book: Book, ticket: Ticket) -> Domain:
@@ -136,6 +148,9 @@ def _hold_covers_need(book: Book, ticket: Ticket) -> None:
 def _parts(book: Book, ticket: Ticket) -> dict[int, int]:
     if isinstance(ticket.demand, Growth):
         return ticket.demand.parts
+    if isinstance(ticket.demand, Room):
+        smallest = book.limits.frame_sizes_bytes[0]
+        return {smallest: ticket.demand.size_bytes // smallest} if ticket.stage is Stage.QUEUED else {}
     parts: dict[int, int] = {}
     for lease in (book.leases[number] for number in ticket.leases):
         for slot in lease.slots.values() if lease.paused else ():
@@ -237,8 +252,8 @@ def counters_tell_the_truth(book: Book) -> None:
         standing = {frame.frame for frame in ledger.frames.values() if ledger.shelf_of(frame) is shelf}
         _hold({frame.frame for frame in shelf} == standing, name, standing)
         _hold(shelf.size_bytes == sum(ledger.frames[one].size_bytes for one in standing), name, standing)
-    idle = sorted((one.cost, one.idle_since, one.lease) for one in book.leases.values() if one.idle_bytes)
-    _hold([lease for _, _, lease in idle] == list(book.idle), "idle leases stand cheapest first", idle)
+    idle = sorted((one.cost, one.priority, one.idle_since, one.lease) for one in book.leases.values() if one.idle_bytes)
+    _hold([lease for _, _, _, lease in idle] == list(book.idle), "idle leases stand cheapest first", idle)
     idle_bytes = sum(lease.idle_bytes for lease in book.leases.values())
     _hold(idle_bytes == book.idle.size_bytes, name, f"{idle_bytes} idle, {book.idle.size_bytes} counted")
     for lease in book.leases.values():
@@ -294,15 +309,21 @@ def tickets_and_leases_agree(book: Book) -> None:
 
 
 def queue_is_what_waits(book: Book) -> None:
-    """The queue is the queued tickets, oldest first; and none of them fits in what is free."""
-    queued = sorted(number for number, ticket in book.tickets.items() if ticket.stage is Stage.QUEUED)
-    _hold(queued == book.queue, "the queue is what waits", book.queue)
-    for number in queued:
+    """The queue is the queued tickets, each at its turn; and of those that nobody aged is before, none fits in what is
+    free.
+    """
+    ageing_ns = book.limits.ageing_ns
+    queued = [ticket for ticket in book.tickets.values() if ticket.stage is Stage.QUEUED]
+    turns = sorted(map(book.queue.turn_of, queued))
+    _hold([number for _, number in turns] == list(book.queue), "the queue is what waits", turns)
+    for _, number in turns:
         ticket = book.tickets[number]
         needed = bytes_of(_parts(book, ticket))
         locked = any(book.leases[lease].lock is not None for lease in ticket.leases)
         fits = needed <= book.ledger.free_bytes and not locked
         _hold(not fits, "what fits in what is free is never kept waiting", ticket)
+        if not locked and book.now - ticket.since >= ageing_ns:
+            return
 
 
 def calls_wait_for_something(book: Book) -> None:

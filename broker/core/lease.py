@@ -23,7 +23,9 @@ def _zeroes() -> dict[SlotState, int]:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """`takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
+    """`priority`: of the idle, those of lower priority are taken first; of those that wait, those of higher one go first.
+
+    `takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
     frames.
 
     `going`: mapped slots whose recall is decided, while their place in the arena is not populated yet, so that nothing
@@ -41,6 +43,7 @@ class Lease:
     contents: Contents
     since: Instant
     idle_since: Instant = Instant(0)
+    priority: int = 0
     paused: bool = False
     moved: bool = False
     takeable: bool = True

@@ -1,6 +1,6 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
-from vrambroker.broker.core import files, hold, recall, scheduler
+from vrambroker.broker.core import files, hold, recall, rooms, scheduler
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Done, Kind, PunchExtent
 from vrambroker.broker.core.errors import (
@@ -13,15 +13,15 @@ from vrambroker.broker.core.errors import (
     UnknownTag,
     WrongState,
 )
-from vrambroker.broker.core.events import Claim, Return
+from vrambroker.broker.core.events import Call, Claim, Return
 from vrambroker.broker.core.events import Lease as LeaseCall
 from vrambroker.broker.core.grant import undo
-from vrambroker.broker.core.ids import CallId, Instant, TicketId
+from vrambroker.broker.core.ids import Instant, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.scheduler import Need, Plan, Reach
 from vrambroker.broker.core.session import Session, require_word
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.ticket import Comeback, Growth, Stage, Ticket, compose
+from vrambroker.broker.core.ticket import Comeback, Demand, Growth, Stage, Ticket, compose
 
 
 def lend(book: Book, event: LeaseCall) -> None:
@@ -33,7 +33,7 @@ def lend(book: Book, event: LeaseCall) -> None:
     session = book.sessions.get(event.session)
     session.require_process(event.call.actor)
     require_word("tag", event.tag, book.limits.tag_length_max)
-    _require_size(book, event.size_bytes)
+    require_size(book, event.size_bytes)
     parts = compose(event.size_bytes, book.limits.frame_sizes_bytes)
     _require_room_to_grow(book, session, event, sum(parts.values()))
     need = Need(parts=parts, domain=session.peer.domain, spared=frozenset())
@@ -41,10 +41,10 @@ def lend(book: Book, event: LeaseCall) -> None:
     if ample is not None:
         parts, found = ample
     else:
-        found = plan_at_once(book, need, event.size_bytes, f"{session.name}/{event.tag}")
+        found = plan_at_once(book, session, need, event.size_bytes, f"{session.name}/{event.tag}")
     lease = book.open_lease(session, event.tag, event.contents)
     growth = Growth(lease=lease.lease, asked=parts, parts=dict(parts), claimed=event.claimed)
-    ticket = open_ticket(book, session, growth, event.call.call, event.deadline, certain=True)
+    ticket = open_ticket(book, session, growth, event.call, event.deadline, certain=True)
     lease.growing[ticket.ticket] = None
     lease.pending_slots += sum(parts.values())
     book.touch(lease, "lent")
@@ -57,9 +57,9 @@ SPARE_SHARE = 2
 
 def _plan_with_spare(book: Book, session: Session, event: LeaseCall) -> tuple[dict[int, int], Plan] | None:
     """Return the frames for a demand and what is to spare, and their plan; None where that takes more than what is
-    free as it is, or a limit is in the way.
+    free as it is, a limit is in the way, or the session has set something aside, which comes first.
     """
-    if not event.spare_bytes or hold.first_in_line(book) is not None:
+    if not event.spare_bytes or hold.first_in_line(book) is not None or rooms.kept_bytes(book, session.session):
         return None
     limits = book.limits
     known = session.by_tag.get(event.tag, {}).get(event.contents)
@@ -76,23 +76,25 @@ def _plan_with_spare(book: Book, session: Session, event: LeaseCall) -> tuple[di
     return None if found is None or found.melting else (parts, found)
 
 
-def plan_at_once(book: Book, need: Need, requested_bytes: int, label: str) -> Plan:
-    """Return how a demand is met that does not wait for room, or raise `OutOfDeviceMemory`. It gets its share of what
-    is free, but no more than that while somebody waits: what is idle or leaving goes to those first.
+def plan_at_once(book: Book, session: Session, need: Need, requested_bytes: int, label: str) -> Plan:
+    """Return how a demand is met that does not wait for room, or raise `OutOfDeviceMemory`. It gets what its session has
+    set aside and its share of what is free, but no more than that while somebody waits: what is idle or leaving goes to
+    those first.
     """
     first = hold.first_in_line(book)
     reach = Reach.ALL if first is None else Reach.FREE
-    found = scheduler.plan(need, book.supply(), reach)
+    found = rooms.plan(book, session.session, need, reach)
     if found is None and book.homeless and reach is Reach.ALL:
         files.rehouse(book)
-        found = scheduler.plan(need, book.supply(), reach)
+        found = rooms.plan(book, session.session, need, reach)
     if found is None:
         before = "" if first is None else f"; {hold.label(book, first)} has waited longer"
         raise out_of_device_memory(book, requested_bytes, label, before)
     return found
 
 
-def _require_size(book: Book, size_bytes: int) -> None:
+def require_size(book: Book, size_bytes: int) -> None:
+    """Raise `InvalidArgument` for nothing at all, and for more than the device has."""
     if not 0 < size_bytes <= book.limits.capacity_bytes:
         raise InvalidArgument(
             message=f"{size_bytes} bytes are not between 1 and the device's {book.limits.capacity_bytes}",
@@ -147,7 +149,7 @@ def out_of_device_memory(book: Book, requested_bytes: int, label: str, more: str
 
 
 def open_ticket(
-    book: Book, session: Session, demand: Growth | Comeback, call: CallId, deadline: Instant, *, certain: bool
+    book: Book, session: Session, demand: Demand, call: Call, deadline: Instant, *, certain: bool
 ) -> Ticket:
     """Make a ticket for a call; it is neither queued nor admitted yet."""
     ticket = Ticket(
@@ -157,14 +159,21 @@ def open_ticket(
         since=book.now,
         deadline=deadline,
         certain=certain,
-        call=call,
+        own=session.is_process(call.actor),
+        call=call.call,
     )
+    ticket.priority = priority_of(book, ticket)
     book.tickets[ticket.ticket] = ticket
     session.tickets[ticket.ticket] = None
-    book.wait(call, ticket)
+    book.wait(call.call, ticket)
     why = f"{hold.label(book, ticket)} asks for room"
     book.publish(Kind.TICKET_QUEUED, why, session=session.name, tag=hold.tags(book, ticket), ticket=ticket.ticket)
     return ticket
+
+
+def priority_of(book: Book, ticket: Ticket) -> int:
+    """Return the priority of the most urgent of the leases that a ticket is about."""
+    return max((book.leases[lease].priority for lease in ticket.leases), default=0)
 
 
 def withdraw(book: Book, ticket: Ticket, error: BrokerError) -> None:

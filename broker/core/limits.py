@@ -16,6 +16,8 @@ class Limits:
     `arena_ahead`: files are made, and offered to a session's process, for what it may have to park, before it does.
     `replays_max`: how often a request may be sent again while it is not answered.
     `claim_ns`: how long frames are kept for a claim until it is presented, and then until they have arrived.
+    `ageing_ns`: how much waiting a step of priority is worth, and how long a ticket waits before others that wait don't
+    overtake it any more.
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
     progress for so long.
     """
@@ -36,5 +38,7 @@ class Limits:
     replays_max: int = 128
     name_length_max: int = 64
     tag_length_max: int = 64
+    priority_max: int = 100
+    ageing_ns: int = 10 * NS_PER_S
     claim_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S

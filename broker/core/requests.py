@@ -15,20 +15,23 @@ from vrambroker.broker.core.errors import QuotaExceeded, RequestConflict, invari
 from vrambroker.broker.core.events import (
     Attach,
     Call,
+    Cancel,
     Claim,
     Detach,
     Lease,
     Mark,
     Pause,
     Peer,
+    Prioritize,
     Resume,
     Return,
+    SetAside,
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
 
 Fingerprint = bytes
 ActorKey = tuple[int, int, Domain]
-MutatingCall = Attach | Detach | Lease | Claim | Return | Pause | Resume | Mark
+MutatingCall = Attach | Detach | Lease | Claim | Return | Pause | Resume | Prioritize | SetAside | Cancel | Mark
 
 
 def fingerprint(event: MutatingCall) -> Fingerprint:
@@ -55,6 +58,12 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("pause", event.session, event.tags, event.release, event.quiet)
         case Resume():
             return ("resume", event.session, event.tags, event.wait)
+        case Prioritize():
+            return ("prioritize", event.session, event.tags, event.priority)
+        case SetAside():
+            return ("set aside", event.session, event.size_bytes, event.wait)
+        case Cancel():
+            return ("cancel", event.ticket)
         case Mark():
             return ("mark", event.label)
         case _:

@@ -1,6 +1,5 @@
 """Resume: bring leases back, all or none."""
 
-from bisect import insort
 from itertools import islice
 
 from vrambroker.broker.core import files, hold
@@ -40,14 +39,14 @@ def resume(book: Book, event: Resume) -> None:
     if not event.wait and all(lease.lock is None for lease in leases):
         found = _certain_plan(book, session, event, leases)
     demand = Comeback(leases={lease.lease: None for lease in leases})
-    ticket = open_ticket(book, session, demand, event.call.call, event.deadline, certain=not event.wait)
+    ticket = open_ticket(book, session, demand, event.call, event.deadline, certain=not event.wait)
     for lease in leases:
         lease.comebacks[ticket.ticket] = None
     if found is not None:
         hold.admit(book, ticket, found)
     else:
         files.rehouse(book)
-        insort(book.queue, ticket.ticket)
+        book.queue.add(ticket)
         book.supply_grew = True
 
 
@@ -61,7 +60,7 @@ def _certain_plan(book: Book, session: Session, event: Resume, leases: list[Leas
     named = {lease.lease: None for lease in leases}
     need = Need(parts=hold.absent_parts(book, named), domain=session.peer.domain, spared=named.keys())
     needed_bytes = sum(lease.absent_bytes for lease in leases)
-    return plan_at_once(book, need, needed_bytes, f"{session.name}/{','.join(event.tags)}")
+    return plan_at_once(book, session, need, needed_bytes, f"{session.name}/{','.join(event.tags)}")
 
 
 def expire(book: Book, ticket: Ticket) -> None:

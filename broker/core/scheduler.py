@@ -25,11 +25,14 @@ class Reach(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """`parts`: how many frames of each size. `spared`: leases that must not be recalled for it."""
+    """`parts`: how many frames of each size. `spared`: leases that must not be recalled for it. `bare`: no frame is of
+    use as it is, only its bytes are.
+    """
 
     parts: Mapping[int, int]
     domain: Domain
     spared: Set[LeaseId]
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +70,13 @@ def plan(need: Need, supply: Supply, reach: Reach) -> Plan | None:
     if bytes_of(need.parts) > supply.reachable_bytes(reach, need.spared):
         return None
     draft = _Draft(need, supply.ledger)
-    draft.fit_pooled(supply.ledger.pool)
+    if not need.bare:
+        draft.fit_pooled(supply.ledger.pool)
     draft.create_from_free()
     draft.melt(supply.ledger.pool)
     if reach is Reach.ALL:
-        draft.fit_coming(supply.ledger.coming)
+        if not need.bare:
+            draft.fit_coming(supply.ledger.coming)
         draft.melt(supply.ledger.melting)
         draft.melt(supply.ledger.coming)
         draft.recall(supply)
@@ -88,6 +93,7 @@ class _Draft:
     def __init__(self, need: Need, ledger: Ledger) -> None:
         self._domain = need.domain
         self._spared = need.spared
+        self._bare = need.bare
         self._missing = {size: number for size, number in sorted(need.parts.items(), reverse=True) if number}
         self._to_create: dict[int, int] = {}
         self._unframed_bytes = ledger.unframed_bytes
@@ -151,7 +157,7 @@ class _Draft:
             for frame in frames:
                 if self._short_bytes <= 0:
                     break
-                if frame.domain == self._domain and frame.size_bytes in self._missing:
+                if not self._bare and frame.domain == self._domain and frame.size_bytes in self._missing:
                     self._take(frame)
             self.melt(sorted(frames, key=lambda frame: -frame.size_bytes))
 

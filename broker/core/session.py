@@ -53,9 +53,12 @@ class Session:
     tickets: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     waits: dict[CallId, None] = field(default_factory=dict[CallId, None])
 
+    def is_process(self, actor: Peer) -> bool:
+        return (actor.pid, actor.uid) == (self.peer.pid, self.peer.uid)
+
     def require_process(self, actor: Peer) -> None:
         """Raise `NotOwner` unless the actor is the session's own process."""
-        if (actor.pid, actor.uid) != (self.peer.pid, self.peer.uid):
+        if not self.is_process(actor):
             raise NotOwner(
                 message=f"only the process of {self.name!r} itself may do this", session=self.name, uid=actor.uid
             )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import files, grant, hold, scheduler
+from vrambroker.broker.core import files, grant, hold, rings, rooms
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -43,6 +43,7 @@ def settle(book: Book, before: Totals) -> None:
         if book.supply_grew:
             book.supply_grew = False
             _admit_queued(book)
+            rings.refuse(book)
     _trim_pool(book)
     _publish_leases(book)
     after = totals(book)
@@ -60,28 +61,33 @@ def _progress_stirred(book: Book) -> None:
 
 
 def _admit_queued(book: Book) -> None:
-    """Admit waiting tickets, first come first served; past the first that can't be, only what fits in what is free."""
-    reach = Reach.ALL
+    """Admit waiting tickets in their order; past the first that can't be, only what fits in what is free, and past one
+    that has waited for long, only what does not wait. One that needs those behind it to go on first is no bar to them.
+    """
+    reach, patient = Reach.ALL, True
+    waiting = rings.waiters(book) if len(book.queue) > 1 else None
     for number in tuple(book.queue):
         ticket = book.tickets.get(number)
         if ticket is None or ticket.stage is not Stage.QUEUED or hold.being_resumed(book, ticket):
             continue
-        if not _admit(book, ticket, reach):
-            if ticket.certain:
-                label = hold.label(book, ticket)
-                withdraw(book, ticket, out_of_device_memory(book, hold.needed_bytes(book, ticket), label))
-            else:
-                reach = Reach.FREE
+        if (patient or ticket.certain) and _admit(book, ticket, reach):
+            continue
+        if ticket.certain:
+            label = hold.label(book, ticket)
+            withdraw(book, ticket, out_of_device_memory(book, hold.needed_bytes(book, ticket), label))
+        elif waiting is None or not waiting.block(book, ticket):
+            reach, patient = Reach.FREE, patient and not hold.is_aged(book, ticket)
 
 
 def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:
-    supply = book.supply()
-    if hold.needed_bytes(book, ticket) > supply.reachable_bytes(reach, frozenset(ticket.leases)):
+    spared = frozenset(ticket.leases)
+    room_bytes = book.supply().reachable_bytes(reach, spared) + rooms.kept_bytes(book, ticket.session)
+    if hold.needed_bytes(book, ticket) > room_bytes:
         return False
-    found = scheduler.plan(hold.need_of(book, ticket), supply, reach)
+    found = rooms.plan(book, ticket.session, hold.need_of(book, ticket), reach)
     if found is None:
         return False
-    book.queue.remove(ticket.ticket)
+    book.queue.discard(ticket.ticket)
     hold.admit(book, ticket, found)
     return True
 

@@ -75,6 +75,7 @@ class LeaseView:
     state: LeaseState
     paused: bool
     takeable: bool
+    priority: int
     since: Instant
     device_bytes: int
     host_bytes: int
@@ -94,7 +95,9 @@ class SessionView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketView:
-    """`waits_for`: who could give what is missing, or has yet to map what was granted."""
+    """`in_hand_bytes`: what it has already, granted or set aside. `waits_for`: who could give what is missing, or has yet to
+    map what was granted.
+    """
 
     ticket: TicketId
     session: str
@@ -103,6 +106,7 @@ class TicketView:
     in_hand_bytes: int
     promised_bytes: int
     stage: Stage
+    priority: int
     since: Instant
     deadline: Instant
     waits_for: tuple[Holder, ...]
@@ -129,8 +133,8 @@ class Snapshot:
     `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
     `host_file_bytes`: the files that there are, empty room included; the budget bounds these. The totals change only
     with an event that publishes them.
-    `queue`: the tickets that wait for frames. `granted`: those that have theirs: offered, on their way to the client,
-    or on their way back after a refusal.
+    `queue`: the tickets that wait for frames, in the order of their turn. `granted`: those that have theirs: offered, on
+    their way to the client, or on their way back after a refusal. `kept`: what is set aside for later.
     """
 
     capacity_bytes: int
@@ -147,4 +151,5 @@ class Snapshot:
     sessions: tuple[SessionView, ...]
     queue: tuple[TicketView, ...]
     granted: tuple[TicketView, ...]
+    kept: tuple[TicketView, ...]
     arena: tuple[ArenaFileView, ...]

@@ -1,4 +1,5 @@
-"""A ticket: a demand for frames with a deadline. Its hold: what is set aside for it, in hand or promised.
+"""A ticket: a demand for frames with a deadline, and the queue of those that wait. Its hold: what is set aside for it, in
+hand or promised.
 
 A ticket is queued and holds nothing, or admitted and its hold covers everything it still needs; there is nothing in
 between. The hold is exact: each frame that the ticket needs is in hand, being made, promised as it is, or to be made
@@ -6,6 +7,7 @@ out of capacity that is reserved or that promised frames will leave behind. Whil
 that have come are granted already.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,14 +35,15 @@ def bytes_of(parts: Mapping[int, int]) -> int:
 
 class Stage(Enum):
     """ADMITTED: its hold covers what has not been granted yet. CLAIMABLE: answered with a claim, frames in hand.
-    GRANTED: everything is. UNDOING: what had been granted is on its way back; then it is over, or, if its call is not
-    answered, queued again.
+    GRANTED: everything is. KEPT: what it asked to have set aside is, until it is used up or cancelled. UNDOING: what had
+    been granted is on its way back; then it is over, or, if its call is not answered, queued again.
     """
 
     QUEUED = "queued"
     ADMITTED = "admitted"
     CLAIMABLE = "claimable"
     GRANTED = "granted"
+    KEPT = "kept"
     UNDOING = "undoing"
 
 
@@ -62,9 +65,19 @@ class Comeback:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class Room:
+    """Capacity as such, for what the session leases or resumes later. `size_bytes`: what of it is not used up."""
+
+    size_bytes: int
+
+
+Demand = Growth | Comeback | Room
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Hold:
     """`exact`: promised, and of use as they are. `melting`: promised for their bytes; destroyed as soon as they are
-    back.
+    back. `keep_bytes`: how much of what is reserved stays as it is, and is not made into frames.
     """
 
     in_hand: dict[int, list[FrameId]] = field(default_factory=dict[int, list[FrameId]])
@@ -73,11 +86,17 @@ class Hold:
     melting: dict[FrameId, None] = field(default_factory=dict[FrameId, None])
     to_create: dict[int, int] = field(default_factory=dict[int, int])
     reserved_bytes: int = 0
+    keep_bytes: int = 0
 
     @property
     def complete(self) -> bool:
         """Everything is in hand."""
         return not (self.creating or self.exact or self.melting or self.to_create)
+
+    @property
+    def spare_bytes(self) -> int:
+        """How much is reserved that nobody will need, once there is nothing to create."""
+        return max(0, self.reserved_bytes - self.keep_bytes)
 
     @property
     def in_hand_bytes(self) -> int:
@@ -93,7 +112,8 @@ class Hold:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
-    """`certain`: it is refused rather than made to wait for anybody's goodwill.
+    """`certain`: it is refused rather than made to wait for anybody's goodwill. `own`: the session's process asked for it
+    itself, and can do nothing else until it is answered, as far as anybody knows.
 
     `slots`: what was granted under it and is not settled yet; `outstanding`: those of them that have not arrived.
     `moved_at`: when its frames were granted, or the latest of them arrived.
@@ -101,11 +121,13 @@ class Ticket:
 
     ticket: TicketId
     session: SessionId
-    demand: Growth | Comeback
+    demand: Demand
     since: Instant
     deadline: Instant
     certain: bool
+    own: bool
     call: CallId | None
+    priority: int = 0
     claim: int | None = None
     stage: Stage = Stage.QUEUED
     hold: Hold = field(default_factory=Hold)
@@ -125,3 +147,42 @@ class Ticket:
                 return (lease,)
             case Comeback(leases=leases):
                 return tuple(leases)
+            case Room():
+                return ()
+
+
+class Queue:
+    """The tickets that wait for room, in the order of their turn.
+
+    A step of priority is worth `ageing_ns` of waiting: who comes later overtakes only whom it is that much more urgent
+    than, so nobody is overtaken for ever.
+    """
+
+    def __init__(self, ageing_ns: int) -> None:
+        self._ageing_ns = ageing_ns
+        self._order: list[tuple[int, TicketId]] = []
+        self._turns: dict[TicketId, tuple[int, TicketId]] = {}
+
+    def add(self, ticket: Ticket) -> None:
+        """Queue a ticket at its place, or at its new one, if it is there already."""
+        self.discard(ticket.ticket)
+        turn = self._turns[ticket.ticket] = self.turn_of(ticket)
+        insort(self._order, turn)
+
+    def turn_of(self, ticket: Ticket) -> tuple[int, TicketId]:
+        """Return what tickets are ordered by."""
+        return ticket.since - ticket.priority * self._ageing_ns, ticket.ticket
+
+    def discard(self, ticket: TicketId) -> None:
+        turn = self._turns.pop(ticket, None)
+        if turn is not None:
+            del self._order[bisect_left(self._order, turn)]
+
+    def __iter__(self) -> Iterator[TicketId]:
+        return (ticket for _, ticket in self._order)
+
+    def __contains__(self, ticket: object) -> bool:
+        return ticket in self._turns
+
+    def __len__(self) -> int:
+        return len(self._order)

@@ -25,6 +25,7 @@ def snapshot(book: Book) -> Snapshot:
         for frame in ledger.frames.values()
     )
     live = [_session(book, session, ended=False) for session in book.sessions.live.values()]
+    tickets = list(book.tickets.values())
     ended = [_session(book, gone.session, ended=True) for gone in book.sessions.ended.values()]
     return Snapshot(
         capacity_bytes=ledger.capacity_bytes,
@@ -39,8 +40,9 @@ def snapshot(book: Book) -> Snapshot:
         next_id=book.next_id,
         frames=frames,
         sessions=(*live, *ended),
-        queue=tuple(_ticket(book, ticket) for ticket in book.tickets.values() if ticket.waits),
-        granted=tuple(_ticket(book, ticket) for ticket in book.tickets.values() if not ticket.waits),
+        queue=tuple(_ticket(book, ticket) for ticket in sorted(tickets, key=book.queue.turn_of) if ticket.waits),
+        granted=tuple(_ticket(book, ticket) for ticket in tickets if not (ticket.waits or ticket.stage is Stage.KEPT)),
+        kept=tuple(_ticket(book, ticket) for ticket in tickets if ticket.stage is Stage.KEPT),
         arena=tuple(
             ArenaFileView(
                 file=file.file,
@@ -79,6 +81,7 @@ def _lease(lease: Lease) -> LeaseView:
         state=lease.state,
         paused=lease.paused,
         takeable=lease.takeable,
+        priority=lease.priority,
         since=lease.since,
         device_bytes=lease.device_bytes,
         host_bytes=lease.host_bytes,
@@ -94,9 +97,10 @@ def _ticket(book: Book, ticket: Ticket) -> TicketView:
         session=book.name_of(ticket.session),
         tags=tuple(dict.fromkeys(book.leases[lease].tag for lease in ticket.leases)),
         size_bytes=hold.needed_bytes(book, ticket) + granted_bytes,
-        in_hand_bytes=ticket.hold.in_hand_bytes + granted_bytes,
+        in_hand_bytes=ticket.hold.in_hand_bytes + ticket.hold.reserved_bytes + granted_bytes,
         promised_bytes=sum(book.frame(frame).size_bytes for frame in promised),
         stage=ticket.stage,
+        priority=ticket.priority,
         since=ticket.since,
         deadline=ticket.deadline,
         waits_for=_waits_for(book, ticket),

@@ -18,6 +18,7 @@ class NaiveLease:
     contents: Contents
     number: int
     size: int = 0
+    priority: int = 0
     paused: bool = False
     there: int = 0
     idle_since: int = 0
@@ -30,31 +31,58 @@ class NaiveLease:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Waiting:
-    """A resume that waits for room."""
+    """A resume that waits for room; or, if it is about no lease, for so much to be set aside."""
 
     call: int
+    session: int
+    since: int
     leases: list[NaiveLease]
+    aside: int = 0
+
+    @property
+    def need(self) -> int:
+        return self.aside + sum(lease.size - lease.there for lease in self.leases)
+
+    @property
+    def total(self) -> int:
+        return self.aside + sum(lease.size for lease in self.leases)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Aside:
+    """What a session has set aside."""
+
+    call: int
+    session: int
+    size: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Naive:
     capacity: int
     budget: int
+    ageing: int
     leases: list[NaiveLease] = field(default_factory=list[NaiveLease])
     queue: list[Waiting] = field(default_factory=list[Waiting])
+    asides: list[Aside] = field(default_factory=list[Aside])
     answers: dict[int, str] = field(default_factory=dict[int, str])
 
     @property
     def free(self) -> int:
-        return self.capacity - sum(lease.there for lease in self.leases)
+        return self.capacity - sum(lease.there for lease in self.leases) - sum(one.size for one in self.asides)
+
+    def aside(self, session: int) -> int:
+        return sum(one.size for one in self.asides if one.session == session)
 
     def of(self, session: int, tags: tuple[str, ...]) -> list[NaiveLease]:
         return [lease for lease in self.leases if lease.session == session and lease.tag in tags]
 
     def idle(self, spared: list[NaiveLease]) -> list[NaiveLease]:
-        """Return who may be recalled: who need not be copied first, then the longest idle."""
+        """Return who may be recalled: who need not be copied first, then the less urgent, then
+        the longest idle.
+        """
         found = [one for one in self.leases if one.paused and one.there and one not in spared]
-        return sorted(found, key=lambda one: (one.contents is Contents.KEEP, one.idle_since, one.number))
+        return sorted(found, key=lambda one: (one.contents is Contents.KEEP, one.priority, one.idle_since, one.number))
 
     def take(self, need: int, spared: list[NaiveLease]) -> bool:
         """Make room for so many frames by recall, or change nothing."""
@@ -65,9 +93,23 @@ class Naive:
             lease.there -= min(lease.there, max(0, need - self.free))
         return True
 
-    def take_at_once(self, need: int, spared: list[NaiveLease]) -> bool:
+    def cover(self, session: int, need: int, spared: list[NaiveLease], *, recalls: bool) -> bool:
+        """Make room for so many frames: out of what the session has set aside, then what is free, then by recall, if that
+        is allowed; or change nothing.
+        """
+        own = min(need, self.aside(session))
+        if need - own > self.free and not (recalls and self.take(need - own, spared)):
+            return False
+        for one in [one for one in self.asides if one.session == session]:
+            part = min(own, one.size)
+            one.size -= part
+            own -= part
+        self.asides = [one for one in self.asides if one.size]
+        return True
+
+    def cover_at_once(self, session: int, need: int, spared: list[NaiveLease]) -> bool:
         """Make room for what does not wait: by recall only if nobody waits already."""
-        return need <= self.free or (not self.queue and self.take(need, spared))
+        return self.cover(session, need, spared, recalls=not self.queue)
 
     def known(self, session: int, tags: tuple[str, ...]) -> bool:
         return all(self.of(session, (tag,)) for tag in tags)
@@ -75,7 +117,7 @@ class Naive:
     def lend(self, session: int, tag: str, contents: Contents, size: int, number: int) -> str:
         if any(lease.paused for lease in self.of(session, (tag,))):
             return "WrongState"
-        if not self.take_at_once(size, []):
+        if not self.cover_at_once(session, size, []):
             return "OutOfDeviceMemory"
         lease = next((one for one in self.of(session, (tag,)) if one.contents is contents), None)
         if lease is None:
@@ -99,7 +141,7 @@ class Naive:
         self.serve()
         return "Paused"
 
-    def resume(self, session: int, tags: tuple[str, ...], wait: bool, call: int) -> str:
+    def resume(self, session: int, tags: tuple[str, ...], wait: bool, call: int, now: int) -> str:
         """Return the answer, or nothing if there is none yet."""
         if not self.known(session, tags):
             return "UnknownTag"
@@ -107,36 +149,103 @@ class Naive:
         if sum(lease.size for lease in leases) > self.capacity:
             return "OutOfDeviceMemory"
         need = sum(lease.size - lease.there for lease in leases)
-        if not need or (not wait and self.take_at_once(need, leases)):
+        if not need or (not wait and self.cover_at_once(session, need, leases)):
             self.bring_back(leases)
             self.serve()
             return "Resumed"
         if not wait:
             return "OutOfDeviceMemory"
-        self.queue.append(Waiting(call=call, leases=leases))
+        self.queue.append(Waiting(call=call, session=session, since=now, leases=leases))
         self.serve()
         return ""
+
+    def hold(self, session: int, size: int, wait: bool, call: int, now: int) -> str:
+        """Return the answer, or nothing if there is none yet."""
+        waiting = Waiting(call=call, session=session, since=now, leases=[], aside=size)
+        if not wait:
+            return self.serve_one(waiting, recalls=not self.queue) or "OutOfDeviceMemory"
+        self.queue.append(waiting)
+        self.serve()
+        return ""
+
+    def prioritize(self, session: int, tags: tuple[str, ...], priority: int) -> str:
+        if not self.known(session, tags):
+            return "UnknownTag"
+        for lease in self.of(session, tags):
+            lease.priority = priority
+        self.serve()
+        return "Done"
 
     def bring_back(self, leases: list[NaiveLease]) -> None:
         for lease in leases:
             lease.paused, lease.there = False, lease.size
 
+    def turns(self) -> list[Waiting]:
+        """Return who waits, in the order of their turn."""
+
+        def turn(one: Waiting) -> tuple[int, int]:
+            return one.since - max((lease.priority for lease in one.leases), default=0) * self.ageing, one.call
+
+        return sorted(self.queue, key=turn)
+
     def serve(self) -> None:
-        """Serve the queue, first come first served; past one that can't be served, only those that fit in what is
-        free.
+        """Serve the queue; past one that can't be served, only those that fit in what is free, unless it needs others who
+        wait to go on first. Then refuse who waits in a ring.
         """
         served = True
         while served:
-            served, blocked = False, False
-            for waiting in list(self.queue):
-                need = sum(lease.size - lease.there for lease in waiting.leases)
-                if need <= self.free or (not blocked and self.take(need, waiting.leases)):
-                    self.bring_back(waiting.leases)
-                    self.queue.remove(waiting)
-                    self.answers[waiting.call] = "Resumed"
+            served, blocked, waiting = False, False, self.only_waiting()
+            for one in self.turns():
+                if answer := self.serve_one(one, recalls=not blocked):
+                    self.answer(one, answer)
                     served = True
-                else:
+                elif not self.blocks(waiting, one):
                     blocked = True
+            if not served and (ring := self.ring()):
+                self.answer(ring[-1], "OutOfDeviceMemory")
+                served = True
+
+    def answer(self, one: Waiting, answer: str) -> None:
+        self.queue.remove(one)
+        self.answers[one.call] = answer
+
+    def serve_one(self, one: Waiting, *, recalls: bool) -> str:
+        """Give one what it needs, if it is there; returns the answer, or nothing."""
+        if one.leases and self.cover(one.session, one.need, one.leases, recalls=recalls):
+            self.bring_back(one.leases)
+            return "Resumed"
+        if not one.leases and (one.aside <= self.free or (recalls and self.take(one.aside, []))):
+            self.asides.append(Aside(call=one.call, session=one.session, size=one.aside))
+            self.asides.sort(key=lambda aside: aside.call)
+            return "Held"
+        return ""
+
+    def in_use(self, session: int) -> int:
+        return sum(lease.there for lease in self.leases if lease.session == session and not lease.paused)
+
+    def only_waiting(self) -> set[int]:
+        """Return the sessions that wait, but for those that nobody else can help."""
+        totals: dict[int, list[int]] = {}
+        for one in self.queue:
+            totals.setdefault(one.session, []).append(one.total)
+        return {who for who, sizes in totals.items() if min(sizes) <= self.capacity - self.in_use(who)}
+
+    def blocks(self, waiting: set[int], one: Waiting) -> bool:
+        """Tell whether those who wait have what this one needs."""
+        others = sum(self.in_use(who) + self.aside(who) for who in waiting)
+        own = self.aside(one.session) if one.session in waiting else 0
+        return one.total > self.capacity - others + own
+
+    def ring(self) -> list[Waiting]:
+        """Return who waits for each other, in the order of their turn."""
+        left = self.only_waiting()
+        while True:
+            helped = {one.session for one in self.queue if one.session in left and not self.blocks(left, one)}
+            if not helped:
+                break
+            left -= helped
+        holding = {who for who in left if self.in_use(who) + self.aside(who)}
+        return [one for one in self.turns() if one.session in holding] if len(holding) > 1 else []
 
     def drop(self, lease: NaiveLease) -> None:
         """Take a lease back whole."""
@@ -145,14 +254,13 @@ class Naive:
             if lease in waiting.leases:
                 waiting.leases.remove(lease)
                 if not waiting.leases:
-                    self.queue.remove(waiting)
-                    self.answers[waiting.call] = "UnknownTag"
+                    self.answer(waiting, "UnknownTag")
 
     def end(self, session: int) -> None:
         for waiting in list(self.queue):
-            if waiting.leases[0].session == session:
-                self.queue.remove(waiting)
-                self.answers[waiting.call] = "UnknownSession"
+            if waiting.session == session:
+                self.answer(waiting, "UnknownSession")
+        self.asides = [one for one in self.asides if one.session != session]
         for lease in [one for one in self.leases if one.session == session]:
             self.drop(lease)
         self.serve()

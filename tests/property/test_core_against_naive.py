@@ -11,6 +11,8 @@ from vrambroker.broker.core.ids import CallId, Instant, LeaseId, SessionId
 
 CAPACITY, BUDGET = 8, 10
 WAIT_NS = 10_000
+# No ticket lives to be that old, and each step of priority is worth more than any wait.
+AGEING_NS = 4 * WAIT_NS
 SESSIONS_MAX = 4
 TAGS = ("a", "b", "c")
 
@@ -29,8 +31,8 @@ class CoreAgainstNaive(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(limits(capacity=CAPACITY, budget=BUDGET, file=4, sessions=SESSIONS_MAX))
-        self.naive = Naive(capacity=CAPACITY, budget=BUDGET)
+        self.desk = Desk(limits(capacity=CAPACITY, budget=BUDGET, file=4, sessions=SESSIONS_MAX, ageing=AGEING_NS))
+        self.naive = Naive(capacity=CAPACITY, budget=BUDGET, ageing=AGEING_NS)
         self.pids = 0
 
     def deadline(self) -> Instant:
@@ -50,6 +52,9 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         replays=st.integers(min_value=0, max_value=2),
     )
     def lend(self, session: SessionId, tag: str, contents: ev.Contents, size: int, replays: int) -> None:
+        self.lend_to(session, tag, contents, size, replays)
+
+    def lend_to(self, session: SessionId, tag: str, contents: ev.Contents, size: int, replays: int = 0) -> None:
         number = self.desk.broker.snapshot().next_id
         request = f"lend-{number}-{self.desk.now}"
         answer = self.desk.lend(session, tag, size, contents, request=request)
@@ -72,7 +77,7 @@ class CoreAgainstNaive(RuleBasedStateMachine):
 
     def do_resume(self, session: SessionId, tags: tuple[str, ...], wait: bool) -> None:
         answer = self.desk.resume(session, *tags, wait=wait, deadline=self.deadline())
-        expected = self.naive.resume(session, tags, wait, self.desk.last_call)
+        expected = self.naive.resume(session, tags, wait, self.desk.last_call, self.desk.now)
         assert name_of(answer) == (expected or self.naive.answers.get(self.desk.last_call, ""))
 
     @precondition(lambda self: self.naive.leases)
@@ -89,6 +94,60 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     @rule(data=st.data(), wait=st.booleans())
     def resume(self, data: st.DataObject, wait: bool) -> None:
         self.do_resume(*self.held(data, paused=True), wait)
+
+    @rule(session=sessions, size=st.integers(min_value=1, max_value=CAPACITY // 2), wait=st.booleans())
+    def set_aside(self, session: SessionId, size: int, wait: bool) -> None:
+        self.set_aside_for(session, size, wait=wait)
+
+    def set_aside_for(self, session: SessionId, size: int, *, wait: bool) -> None:
+        answer = self.desk.hold(session, size, wait=wait, deadline=self.deadline())
+        call = self.desk.last_call
+        expected = self.naive.hold(session, size, wait, call, self.desk.now)
+        assert name_of(answer) == (expected or self.naive.answers.get(call, ""))
+        self.naive.serve()
+
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data(), priority=st.integers(min_value=-2, max_value=2), paused=st.booleans())
+    def prioritize(self, data: st.DataObject, priority: int, paused: bool) -> None:
+        session, tags = self.held(data, paused=paused)
+        answer = self.desk.prioritize(session, *tags, priority=priority)
+        assert name_of(answer) == self.naive.prioritize(session, tags, priority)
+
+    @precondition(lambda self: self.naive.queue or self.naive.asides)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        seen = self.desk.broker.snapshot()
+        number = data.draw(st.integers(min_value=0, max_value=len(seen.queue) + len(seen.kept) - 1))
+        ticket = (*seen.queue, *seen.kept)[number]
+        assert name_of(self.desk.cancel(ticket.ticket, peer(99))) == "Done"
+        if number < len(seen.queue):
+            self.naive.answer(self.naive.turns()[number], "Cancelled")
+        else:
+            del self.naive.asides[number - len(seen.queue)]
+        self.naive.serve()
+
+    @precondition(lambda self: len({lease.session for lease in self.naive.leases}) > 1)
+    @rule(
+        data=st.data(),
+        share=st.integers(min_value=1, max_value=CAPACITY // 2),
+        aside=st.booleans(),
+        priorities=st.lists(st.integers(min_value=0, max_value=2), min_size=4, max_size=4),
+    )
+    def contend(self, data: st.DataObject, share: int, aside: bool, priorities: list[int]) -> None:
+        """Have several sessions let go of something, fill the device, and then all want it back."""
+        owners = sorted({lease.session for lease in self.naive.leases})
+        sessions = data.draw(st.lists(st.sampled_from(owners), min_size=2, unique=True))
+        own = [next(one for one in self.naive.leases if one.session == session) for session in sessions]
+        for lease, priority in zip(own, priorities, strict=False):
+            self.do_pause(SessionId(lease.session), (lease.tag,), release=True)
+            answer = self.desk.prioritize(SessionId(lease.session), lease.tag, priority=priority)
+            assert name_of(answer) == self.naive.prioritize(lease.session, (lease.tag,), priority)
+        if aside:
+            self.set_aside_for(SessionId(sessions[0]), share, wait=False)
+        for session in sessions:
+            self.lend_to(SessionId(session), "busy", ev.Contents.DROP, min(share, self.naive.free or share))
+        for lease in own:
+            self.do_resume(SessionId(lease.session), (lease.tag,), wait=True)
 
     @precondition(lambda self: self.naive.leases)
     @rule(data=st.data())
@@ -161,10 +220,12 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         }
         assert seen == expected
         assert self.desk.free == self.naive.free
+        kept = [one.size_bytes // MIB for one in self.desk.broker.snapshot().kept]
+        assert kept == [one.size for one in self.naive.asides]
 
     @invariant()
     def the_same_calls_wait(self) -> None:
-        assert len(self.desk.queue()) == len(self.naive.queue)
+        assert [ticket.size_bytes // MIB for ticket in self.desk.queue()] == [one.need for one in self.naive.turns()]
         for call, expected in self.naive.answers.items():
             assert name_of(self.desk.answers.get(CallId(call))) == expected
         for waiting in self.naive.queue:

@@ -6,7 +6,7 @@ from tests.simulation.machine import require
 from tests.simulation.world import UNIT, World
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.errors import BrokerError, NotOwner
-from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId
+from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId, TicketId
 
 TAGS = ("weights", "kv_cache", "grads")
 CONTENTS = (ev.Contents.KEEP, ev.Contents.KEEP, ev.Contents.DROP, ev.Contents.ZERO)
@@ -47,9 +47,11 @@ def _act_on(world: World, client: SimClient, session: SessionId) -> None:
         _return(world, client, session)
     elif roll < 0.965:
         detach(world, client, session)
-    elif roll < 0.98:
+    elif roll < 0.97:
         label = world.chance.choice(("train", "generate", ""))
         world.ask(client, lambda call: ev.Mark(call=call, label=label))
+    elif roll < 0.985:
+        _take_turns(world, client, session)
     else:
         _nonsense(world, client, session)
 
@@ -169,6 +171,22 @@ def detach(world: World, client: SimClient, session: SessionId) -> None:
     client.alive = False
     world.ask(client, lambda call: ev.Detach(call=call, session=session))
     world.lane(client, "end").append(ev.ProcessEnded(session=session))
+
+
+def _take_turns(world: World, client: SimClient, session: SessionId) -> None:
+    """Set a priority, set something aside, or cancel some ticket."""
+    target, _ = _some_session(world, client, session)
+    tags, priority = _tags(world, target), world.chance.randint(-2, 2)
+    size_bytes, wait, deadline = world.chance.randint(1, 9 * UNIT), world.chance.random() < 0.7, _deadline(world)
+    seen = world.broker.snapshot()
+    tickets = [one.ticket for one in (*seen.queue, *seen.granted, *seen.kept)]
+    ticket = world.chance.choice([*tickets, TicketId(10_000)])
+    builds: list[Build] = [
+        lambda call: ev.Prioritize(call=call, session=target, tags=tags, priority=priority),
+        lambda call: ev.SetAside(call=call, session=session, size_bytes=size_bytes, wait=wait, deadline=deadline),
+        lambda call: ev.Cancel(call=call, ticket=ticket),
+    ]
+    world.ask(client, world.chance.choice(builds))
 
 
 def _nonsense(world: World, client: SimClient, session: SessionId) -> None:

@@ -130,6 +130,8 @@ def _bring_back(world: World, client: SimClient) -> None:
     others_bytes = sum(
         lease.device_bytes for lease in views if lease not in mine and not (lease.paused and lease.takeable)
     )
+    names = [one.name for one in seen.sessions if one.session == session]
+    others_bytes += sum(one.size_bytes for one in seen.kept if one.session not in names)
     if size_bytes + others_bytes <= seen.capacity_bytes:
         require(isinstance(answer, ef.Resumed), f"there is room for all of it: {answer}")
     if isinstance(answer, ef.Resumed):
@@ -140,7 +142,8 @@ def _bring_back(world: World, client: SimClient) -> None:
 
 def _all_is_free(world: World) -> None:
     seen = world.broker.snapshot()
-    require(not seen.queue and not seen.granted, f"tickets are left: {seen.queue} {seen.granted}")
+    left = (*seen.queue, *seen.granted, *seen.kept)
+    require(not left, f"tickets are left: {left}")
     require(not seen.sessions, f"sessions are left: {seen.sessions}")
     require(seen.free_bytes == seen.capacity_bytes, f"all returned, and not all free: {seen}")
     require(all(frame.place is FramePlace.POOLED for frame in seen.frames), f"frames are left: {seen.frames}")

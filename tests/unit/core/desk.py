@@ -11,7 +11,17 @@ from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.broker import Broker
 from vrambroker.broker.core.errors import BrokerError
-from vrambroker.broker.core.ids import CallId, ConnectionId, Domain, Instant, LeaseId, RequestId, SessionId, SlotId
+from vrambroker.broker.core.ids import (
+    CallId,
+    ConnectionId,
+    Domain,
+    Instant,
+    LeaseId,
+    RequestId,
+    SessionId,
+    SlotId,
+    TicketId,
+)
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.snapshot import LeaseView, TicketView
 
@@ -38,6 +48,7 @@ def limits(
     patience: int = 0,
     ahead: bool = False,
     pool_time: int = 0,
+    ageing: int = 10_000,
 ) -> Limits:
     """Return limits in units of one MiB and one nanosecond."""
     return Limits(
@@ -56,6 +67,7 @@ def limits(
         patience_ns=patience,
         arena_ahead=ahead,
         pool_ns=pool_time,
+        ageing_ns=ageing,
     )
 
 
@@ -228,6 +240,19 @@ class Desk:
             call=self.call(actor or self.peers[session]), session=session, tags=tags, wait=wait, deadline=deadline
         )
         return self.answer(event)
+
+    def prioritize(self, session: SessionId, *tags: str, priority: int, actor: ev.Peer | None = None) -> Answer | None:
+        call = self.call(actor or self.peers[session])
+        return self.answer(ev.Prioritize(call=call, session=session, tags=tags, priority=priority))
+
+    def hold(self, session: SessionId, size: int, *, wait: bool = True, deadline: Instant = FAR) -> Answer | None:
+        """Ask for so many MiB to be set aside."""
+        call = self.call(self.peers[session])
+        event = ev.SetAside(call=call, session=session, size_bytes=size * MIB, wait=wait, deadline=deadline)
+        return self.answer(event)
+
+    def cancel(self, ticket: TicketId, actor: ev.Peer) -> Answer | None:
+        return self.answer(ev.Cancel(call=self.call(actor), ticket=ticket))
 
     def give(self, session: SessionId, lease: LeaseId, slots: Iterable[int] = ()) -> Answer | None:
         named = tuple(SlotId(slot) for slot in slots)

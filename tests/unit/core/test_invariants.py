@@ -119,7 +119,7 @@ def forget_idle(book: Book) -> None:
 
 
 def leave_queue(book: Book) -> None:
-    book.queue.clear()
+    book.queue.discard(next(iter(book.queue)))
 
 
 def forget_to_admit(book: Book) -> None:
