@@ -141,8 +141,10 @@ def machine() -> tuple[str, str]:
     import torch
 
     library: Any = __import__("pynvml")
+    library.nvmlInit()
     name = library.nvmlDeviceGetName(library.nvmlDeviceGetHandleByIndex(0))
     driver = library.nvmlSystemGetDriverVersion()
+    library.nvmlShutdown()
     return str(name), f"driver {driver}, CUDA {torch.version.cuda}, torch {torch.__version__}"
 
 
