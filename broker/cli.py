@@ -252,6 +252,39 @@ def prioritize(
 
 
 @app.command()
+def budget(
+    target: Annotated[
+        str, typer.Argument(metavar="SESSION[/TAG]", help="Whose; all of a session, or one of its tags.")
+    ],
+    soft: Annotated[str | None, typer.Option(help="A size such as 8GiB: over it, what is idle is taken first.")] = None,
+    hard: Annotated[str | None, typer.Option(help="A size: over it, nothing more is lent or brought back.")] = None,
+    revision: Annotated[
+        int | None, typer.Option(help="Of the budget that you know; the present one if not given.", min=0)
+    ] = None,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Set what a session or a tag may have in use, and print how that was taken; without sizes, lift it."""
+    from vrambroker.broker.config import parse_size
+
+    _use_run_dir(run_dir)
+    with _reported():
+        soft_bytes, hard_bytes = (None if size is None else parse_size(size, "budget") for size in (soft, hard))
+        session, _, tag = target.partition("/")
+        with _acting_on_session(session, device) as control:
+            known = revision if revision is not None else _budget_revision(control, session, tag)
+            state, now = control.set_budget(session, tag, soft_bytes=soft_bytes, hard_bytes=hard_bytes, revision=known)
+        print(f"{state}: revision {now.revision}, soft {now.soft_bytes}, hard {now.hard_bytes} bytes")  # noqa: T201
+        if state == "conflict":
+            raise typer.Exit(1)
+
+
+def _budget_revision(control: "Control", session: str, tag: str) -> int:
+    entries = [one for one in control.status().sessions if one.name == session]
+    return next((budget.revision for one in entries for budget in one.budgets if budget.tag == tag), 0)
+
+
+@app.command()
 def cancel(
     ticket: Annotated[int, typer.Argument(help="Its number, as `broker status` shows it.")],
     device: Device = None,

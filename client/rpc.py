@@ -22,7 +22,7 @@ from vrambroker.broker.core.errors import (
 )
 from vrambroker.client import discovery, native
 from vrambroker.client.discovery import Endpoint
-from vrambroker.client.status import Status, StreamEvent, event_of, status_of
+from vrambroker.client.status import BudgetStatus, Status, StreamEvent, budget_answer_of, event_of, status_of
 
 if TYPE_CHECKING:
     import grpc
@@ -112,6 +112,34 @@ class Control:
             request_id=_request_id(), session=session, tags=tags, priority=native.whole_number(priority, "priority", 32)
         )
         self._ask(lambda stub: stub.Prioritize, request, timeout_s=timeout_s)
+
+    def set_budget(
+        self,
+        session: str,
+        tag: str,
+        *,
+        soft_bytes: int | None,
+        hard_bytes: int | None,
+        revision: int,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> tuple[str, BudgetStatus]:
+        """Set what a session (empty: the caller's own), or one of its tags (empty: all of it), may have in use.
+
+        `revision`: of the budget to be replaced, 0 if there is none. Returns `applied`, `deferred` (more is in use already)
+        or `conflict` (somebody else has changed it: nothing was), and the budget in force.
+        """
+        from vrambroker.v1 import broker_pb2
+
+        request = broker_pb2.SetBudgetRequest(
+            request_id=_request_id(),
+            session=session,
+            tag=tag,
+            soft_bytes=None if soft_bytes is None else native.whole_number(soft_bytes, "soft_bytes", 64),
+            hard_bytes=None if hard_bytes is None else native.whole_number(hard_bytes, "hard_bytes", 64),
+            revision=native.whole_number(revision, "revision", 64),
+        )
+        answer = self._ask(lambda stub: stub.SetBudget, request, timeout_s=timeout_s)
+        return budget_answer_of(tag, answer)
 
     def hold(self, session: str, size_bytes: int, *, timeout_s: float = 10.0) -> int:
         """Set capacity aside for a session (empty: the caller's own); returns the ticket to `cancel` it by."""

@@ -47,6 +47,16 @@ class TagStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetStatus:
+    """What a session (`tag` is empty then) or one of its tags may have in use; None is no limit."""
+
+    tag: str
+    soft_bytes: int | None
+    hard_bytes: int | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStatus:
     """One attached process; `ended` means that what it held is not yet proven to be out of reach."""
 
@@ -57,6 +67,7 @@ class SessionStatus:
     connected: bool
     ended: bool
     tags: tuple[TagStatus, ...]
+    budgets: tuple[BudgetStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +200,24 @@ def _session_of(message: "broker_pb2.Session") -> SessionStatus:
         connected=message.connected,
         ended=message.ended,
         tags=tuple(_tag_of(tag) for tag in message.tags),
+        budgets=tuple(_budget_of(budget.tag, budget) for budget in message.budgets),
+    )
+
+
+def budget_answer_of(tag: str, message: "broker_pb2.SetBudgetResponse") -> tuple[str, BudgetStatus]:
+    """Return how a budget was taken, and the one in force."""
+    from vrambroker.v1 import broker_pb2
+
+    state = broker_pb2.BudgetState.Name(message.state).removeprefix("BUDGET_STATE_").lower()
+    return state, _budget_of(tag, message)
+
+
+def _budget_of(tag: str, message: "broker_pb2.Budget | broker_pb2.SetBudgetResponse") -> BudgetStatus:
+    return BudgetStatus(
+        tag=tag,
+        soft_bytes=message.soft_bytes if message.HasField("soft_bytes") else None,
+        hard_bytes=message.hard_bytes if message.HasField("hard_bytes") else None,
+        revision=message.revision,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vrambroker.broker.adapters.history import Line
-from vrambroker.broker.core.effects import LeaseState
+from vrambroker.broker.core.effects import BudgetState, LeaseState
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import Instant
@@ -23,6 +23,12 @@ STATE_TO_WIRE = {
     LeaseState.ARRIVING: v1.LEASE_STATE_ARRIVING,
     LeaseState.PARTIAL: v1.LEASE_STATE_PARTIAL,
     LeaseState.PARKED: v1.LEASE_STATE_PARKED,
+}
+
+BUDGET_STATE_TO_WIRE = {
+    BudgetState.APPLIED: v1.BUDGET_STATE_APPLIED,
+    BudgetState.DEFERRED: v1.BUDGET_STATE_DEFERRED,
+    BudgetState.CONFLICT: v1.BUDGET_STATE_CONFLICT,
 }
 
 
@@ -114,6 +120,10 @@ def _session(session: SessionView) -> v1.Session:
         connected=session.connected,
         ended=session.ended,
         tags=tags,
+        budgets=[
+            v1.Budget(tag=tag, soft_bytes=one.soft_bytes, hard_bytes=one.hard_bytes, revision=one.revision)
+            for tag, one in session.budgets.items()
+        ],
     )
 
 

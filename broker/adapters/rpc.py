@@ -20,7 +20,7 @@ from vrambroker.broker.adapters.deadlines import deadline
 from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_detail
 from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.identity import Process
-from vrambroker.broker.adapters.messages import contents_from_wire, event_of
+from vrambroker.broker.adapters.messages import BUDGET_STATE_TO_WIRE, contents_from_wire, event_of
 from vrambroker.broker.adapters.metadata import ERROR_KEY, TOKEN_KEY
 from vrambroker.broker.adapters.quota import Quota
 from vrambroker.broker.adapters.roster import Caller, Roster
@@ -165,6 +165,27 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
 
         await self._ask(context, request.request_id, prioritize, effects.Done)
         return v1.PrioritizeResponse()
+
+    async def SetBudget(self, request: v1.SetBudgetRequest, context: Context) -> v1.SetBudgetResponse:
+        """Set what a session, or one of its tags, may have in use."""
+
+        def set_budget(call: Call, caller: Caller) -> Event:
+            return events.SetBudget(
+                call=call,
+                session=self._session(request.session, caller),
+                tag=request.tag,
+                soft_bytes=request.soft_bytes if request.HasField("soft_bytes") else None,
+                hard_bytes=request.hard_bytes if request.HasField("hard_bytes") else None,
+                revision=request.revision,
+            )
+
+        budget = await self._ask(context, request.request_id, set_budget, effects.BudgetSet)
+        return v1.SetBudgetResponse(
+            state=BUDGET_STATE_TO_WIRE[budget.state],
+            revision=budget.revision,
+            soft_bytes=budget.soft_bytes,
+            hard_bytes=budget.hard_bytes,
+        )
 
     async def Hold(self, request: v1.HoldRequest, context: Context) -> v1.HoldResponse:
         """Set capacity aside for a session."""

@@ -205,6 +205,27 @@ class Book:
         self.touched[lease.lease] = why
         if self.idle.update(lease):
             self.supply_grew = True
+        session = self.sessions.live.get(lease.session)
+        if session is not None and session.budgets:
+            self.rank_idle(session)
+
+    def rank_idle(self, session: Session) -> None:
+        """Bring the order of a session's idle leases in line with its soft limits."""
+        over = {tag: self.is_over(session, tag) for tag in session.by_tag}
+        for lease in map(self.leases.__getitem__, session.leases):
+            if lease.over != over[lease.tag]:
+                lease.over = over[lease.tag]
+                self.idle.update(lease)
+
+    def is_over(self, session: Session, tag: str) -> bool:
+        """Tell whether a session, or this tag of it, has more of the device than its soft limit says, idle or not."""
+        for budgeted, leases in (("", session.leases), (tag, session.by_tag.get(tag, {}).values())):
+            budget = session.budgets.get(budgeted)
+            if budget is None or budget.soft_bytes is None:
+                continue
+            if sum(self.leases[lease].device_bytes for lease in leases) > budget.soft_bytes:
+                return True
+        return False
 
     def stir(self, ticket: TicketId | None) -> None:
         """Have the settlement look at a ticket again."""
@@ -240,6 +261,8 @@ class Book:
         self.idle.forget(lease.lease)
         self.homeless.pop(lease.lease, None)
         self.touched[lease.lease] = "returned"
+        if session.budgets:
+            self.rank_idle(session)
 
     def wait(self, call: CallId, what: Bounded) -> None:
         """Leave a call unanswered for now, until its deadline at the latest."""

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from vrambroker.broker.core import (
     attachment,
+    budgets,
     invariants,
     lending,
     outcomes,
@@ -81,6 +82,7 @@ class Broker:
                 | ev.Pause()
                 | ev.Resume()
                 | ev.Prioritize()
+                | ev.SetBudget()
                 | ev.SetAside()
                 | ev.Cancel()
                 | ev.Mark()
@@ -182,6 +184,8 @@ def _perform(book: Book, event: MutatingCall) -> None:
             resuming.resume(book, event)
         case ev.Prioritize():
             turns.prioritize(book, event)
+        case ev.SetBudget():
+            budgets.set_budget(book, event)
         case ev.SetAside():
             reserving.set_aside(book, event)
         case ev.Cancel():

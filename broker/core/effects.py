@@ -72,12 +72,32 @@ class Held:
     ticket: TicketId
 
 
+class BudgetState(Enum):
+    """DEFERRED: more than the hard limit is in use; nothing is taken away, and nothing more is lent until there is less.
+    CONFLICT: the budget is another one than the caller knew, and was left as it is.
+    """
+
+    APPLIED = "applied"
+    DEFERRED = "deferred"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSet:
+    """The budget that is in force now."""
+
+    state: BudgetState
+    revision: int
+    soft_bytes: int | None
+    hard_bytes: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The call has taken effect, and there is nothing more to say."""
 
 
-Outcome = Attached | Leased | Paused | Resumed | Held | Done
+Outcome = Attached | Leased | Paused | Resumed | Held | BudgetSet | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +260,7 @@ class Kind(Enum):
     TICKET_REFUSED = "ticket_refused"
     TICKET_DONE = "ticket_done"
     RECALLED = "recalled"
+    BUDGET_CHANGED = "budget_changed"
     DEVICE_CHANGED = "device_changed"
     MARKED = "marked"
     DRAINING = "draining"

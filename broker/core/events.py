@@ -190,6 +190,21 @@ class Prioritize:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetBudget:
+    """Set what a session (or one of its tags; "" is all of it) may have in use; None is no limit. Answered `BudgetSet`.
+
+    `revision` is that of the budget to be replaced, 0 if there is none: with another one nothing is changed.
+    """
+
+    call: Call
+    session: SessionId
+    tag: str
+    soft_bytes: int | None
+    hard_bytes: int | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetAside:
     """Set so much capacity aside for the session's later leases and resumes, which use it up. Answered `Held`.
 
@@ -347,6 +362,7 @@ Event = (
     | Pause
     | Resume
     | Prioritize
+    | SetBudget
     | SetAside
     | Cancel
     | Mark

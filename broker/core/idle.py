@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from vrambroker.broker.core.ids import Instant, LeaseId
 from vrambroker.broker.core.lease import Lease
 
-IdleKey = tuple[int, int, Instant, LeaseId]
+IdleKey = tuple[int, bool, int, Instant, LeaseId]
 
 
 class IdleLeases:
     """The leases that may be recalled, with the bytes that this would bring: the cheapest to take first, of those the
-    ones of lowest priority, then the longest idle.
+    ones over their soft limit, then those of lowest priority, then the longest idle.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class IdleLeases:
         """Bring the index in line with the lease; tells whether more can be taken than before."""
         before = self._known.get(lease.lease)
         size_bytes = lease.idle_bytes
-        key = (lease.cost, lease.priority, lease.idle_since, lease.lease)
+        key = (lease.cost, not lease.over, lease.priority, lease.idle_since, lease.lease)
         if before == ((key, size_bytes) if size_bytes else None):
             return False
         self.forget(lease.lease)
@@ -45,7 +45,7 @@ class IdleLeases:
         return known[1] if known is not None else 0
 
     def __iter__(self) -> Iterator[LeaseId]:
-        return (lease for _, _, _, lease in self._order)
+        return (lease for *_, lease in self._order)
 
     def __len__(self) -> int:
         return len(self._order)

@@ -252,12 +252,18 @@ def counters_tell_the_truth(book: Book) -> None:
         standing = {frame.frame for frame in ledger.frames.values() if ledger.shelf_of(frame) is shelf}
         _hold({frame.frame for frame in shelf} == standing, name, standing)
         _hold(shelf.size_bytes == sum(ledger.frames[one].size_bytes for one in standing), name, standing)
-    idle = sorted((one.cost, one.priority, one.idle_since, one.lease) for one in book.leases.values() if one.idle_bytes)
-    _hold([lease for _, _, _, lease in idle] == list(book.idle), "idle leases stand cheapest first", idle)
+    idle = sorted(
+        (one.cost, not one.over, one.priority, one.idle_since, one.lease)
+        for one in book.leases.values()
+        if one.idle_bytes
+    )
+    _hold([lease for *_, lease in idle] == list(book.idle), "idle leases stand cheapest first", idle)
     idle_bytes = sum(lease.idle_bytes for lease in book.leases.values())
     _hold(idle_bytes == book.idle.size_bytes, name, f"{idle_bytes} idle, {book.idle.size_bytes} counted")
     for lease in book.leases.values():
         _count_slots(lease)
+        session = book.sessions.live[lease.session]
+        _hold(lease.over == book.is_over(session, lease.tag), name, (lease.lease, "over its soft limit"))
     kept = book.pool_until is not None and book.now < book.pool_until
     _hold(
         kept or ledger.pool.size_bytes <= book.limits.pool_bytes_max,

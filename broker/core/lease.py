@@ -25,6 +25,8 @@ def _zeroes() -> dict[SlotState, int]:
 class Lease:
     """`priority`: of the idle, those of lower priority are taken first; of those that wait, those of higher one go first.
 
+    `over`: its session or its tag is over a soft limit, so that it is taken before others.
+
     `takeable` is false after a recall failed, or when kept contents lost their place: nobody may count on its
     frames.
 
@@ -44,6 +46,7 @@ class Lease:
     since: Instant
     idle_since: Instant = Instant(0)
     priority: int = 0
+    over: bool = False
     paused: bool = False
     moved: bool = False
     takeable: bool = True

@@ -1,6 +1,6 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
-from vrambroker.broker.core import files, hold, recall, rooms, scheduler
+from vrambroker.broker.core import budgets, files, hold, recall, rooms, scheduler
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Done, Kind, PunchExtent
 from vrambroker.broker.core.errors import (
@@ -21,7 +21,7 @@ from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.scheduler import Need, Plan, Reach
 from vrambroker.broker.core.session import Session, require_word
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.ticket import Comeback, Demand, Growth, Stage, Ticket, compose
+from vrambroker.broker.core.ticket import Comeback, Demand, Growth, Stage, Ticket, bytes_of, compose
 
 
 def lend(book: Book, event: LeaseCall) -> None:
@@ -36,6 +36,7 @@ def lend(book: Book, event: LeaseCall) -> None:
     require_size(book, event.size_bytes)
     parts = compose(event.size_bytes, book.limits.frame_sizes_bytes)
     _require_room_to_grow(book, session, event, sum(parts.values()))
+    budgets.require_room_for(book, session, event.tag, bytes_of(parts))
     need = Need(parts=parts, domain=session.peer.domain, spared=frozenset())
     ample = _plan_with_spare(book, session, event)
     if ample is not None:
@@ -70,6 +71,8 @@ def _plan_with_spare(book: Book, session: Session, event: LeaseCall) -> tuple[di
     sizes_bytes = tuple(size for size in limits.frame_sizes_bytes if size <= largest_bytes)
     parts = compose(min(event.size_bytes + event.spare_bytes, limits.capacity_bytes), sizes_bytes)
     if has + sum(parts.values()) > limits.slots_per_lease_max:
+        return None
+    if not budgets.has_room_for(book, session, event.tag, bytes_of(parts)):
         return None
     need = Need(parts=parts, domain=session.peer.domain, spared=frozenset())
     found = scheduler.plan(need, book.supply(), Reach.FREE)

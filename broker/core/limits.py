@@ -39,6 +39,7 @@ class Limits:
     name_length_max: int = 64
     tag_length_max: int = 64
     priority_max: int = 100
+    budgets_per_session_max: int = 256
     ageing_ns: int = 10 * NS_PER_S
     claim_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S

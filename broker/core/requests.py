@@ -26,12 +26,15 @@ from vrambroker.broker.core.events import (
     Resume,
     Return,
     SetAside,
+    SetBudget,
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
 
 Fingerprint = bytes
 ActorKey = tuple[int, int, Domain]
-MutatingCall = Attach | Detach | Lease | Claim | Return | Pause | Resume | Prioritize | SetAside | Cancel | Mark
+MutatingCall = (
+    Attach | Detach | Lease | Claim | Return | Pause | Resume | Prioritize | SetBudget | SetAside | Cancel | Mark
+)
 
 
 def fingerprint(event: MutatingCall) -> Fingerprint:
@@ -60,6 +63,8 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("resume", event.session, event.tags, event.wait)
         case Prioritize():
             return ("prioritize", event.session, event.tags, event.priority)
+        case SetBudget():
+            return ("budget", event.session, event.tag, event.soft_bytes, event.hard_bytes, event.revision)
         case SetAside():
             return ("set aside", event.session, event.size_bytes, event.wait)
         case Cancel():

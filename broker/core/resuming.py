@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from vrambroker.broker.core import files, hold
+from vrambroker.broker.core import budgets, files, hold
 from vrambroker.broker.core.book import HOLDERS_MAX, Book, names_of
 from vrambroker.broker.core.errors import Draining, Holder, WaitExpired
 from vrambroker.broker.core.events import Resume
@@ -31,6 +31,7 @@ def resume(book: Book, event: Resume) -> None:
     require_tags(book, event.tags)
     leases = book.leases_of(session, event.tags)
     _require_fits_device(book, session, event, leases)
+    budgets.require_room_to_come_back(book, session, leases)
     if all(lease.lock is None and not lease.absent_bytes for lease in leases):
         book.reply(event.call.call, bring_back(book, leases))
         return

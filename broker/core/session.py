@@ -35,10 +35,19 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in shown)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How much may be in use, with the number of times that this was set; None is no limit."""
+
+    soft_bytes: int | None = None
+    hard_bytes: int | None = None
+    revision: int = 0
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:
     """`waits`: calls about this session that are not answered yet, whoever made them. `kept_bytes`: all slots whose
-    contents must be kept.
+    contents must be kept. `budgets`: by tag, "" for all of the session.
     """
 
     session: SessionId
@@ -47,6 +56,7 @@ class Session:
     token: bytes = field(repr=False)
     connection: ConnectionId | None
     kept_bytes: int = 0
+    budgets: dict[str, Budget] = field(default_factory=dict[str, Budget])
     offered: dict[ArenaFileId, None] = field(default_factory=dict[ArenaFileId, None])
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     by_tag: dict[str, dict[Contents, LeaseId]] = field(default_factory=dict[str, dict[Contents, LeaseId]])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import files, grant, hold, rings, rooms
+from vrambroker.broker.core import budgets, files, grant, hold, rings, rooms
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -69,6 +69,10 @@ def _admit_queued(book: Book) -> None:
     for number in tuple(book.queue):
         ticket = book.tickets.get(number)
         if ticket is None or ticket.stage is not Stage.QUEUED or hold.being_resumed(book, ticket):
+            continue
+        over = budgets.fault_of(book, ticket)
+        if over is not None:
+            withdraw(book, ticket, over)
             continue
         if (patient or ticket.certain) and _admit(book, ticket, reach):
             continue

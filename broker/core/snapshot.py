@@ -2,6 +2,7 @@
 breaks, and what a later daemon can rebuild itself from, together with the fds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -9,6 +10,7 @@ from vrambroker.broker.core.effects import Extent, LeaseState
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.events import Contents, Peer
 from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.session import Budget
 from vrambroker.broker.core.ticket import Stage
 
 
@@ -91,6 +93,7 @@ class SessionView:
     ended: bool
     connected: bool
     leases: tuple[LeaseView, ...]
+    budgets: Mapping[str, Budget]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

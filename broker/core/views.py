@@ -66,6 +66,7 @@ def _session(book: Book, session: Session, *, ended: bool) -> SessionView:
         ended=ended,
         connected=not ended and session.connection is not None,
         leases=leases,
+        budgets=dict(session.budgets),
     )
 
 

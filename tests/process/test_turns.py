@@ -1,10 +1,12 @@
 """Priorities, capacity set aside, and tickets cancelled, as workers and operators do it."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from tests.process.test_cli import command
 from vrambroker.client import InvalidArgument, OutOfDeviceMemory, UnknownTicket, connect
 from vrambroker.client.rpc import Control
 
@@ -112,3 +114,18 @@ def test_what_is_no_priority(broker: "RunningBroker", priority: object) -> None:
         with pytest.raises(InvalidArgument):
             memory.prioritize("mine", priority=priority)  # type: ignore[arg-type]
         del kept
+
+
+def test_a_budget_is_set_from_outside_and_holds(broker: "RunningBroker", worker: "Worker") -> None:
+    run_cli = partial(command, broker)
+    answered = run_cli("budget", "worker", "--hard", "48MiB")
+    assert (answered.returncode, answered.stdout) == (0, "applied: revision 1, soft None, hard 50331648 bytes\n")
+    assert worker.ask().startswith("QuotaExceeded worker uses ")
+    conflict = run_cli("budget", "worker", "--hard", "60MiB", "--revision", "0")
+    assert (conflict.returncode, conflict.stdout[:9]) == (1, "conflict:")
+    assert run_cli("budget", "worker/busy", "--soft", "1MiB", "--hard", "2MiB").stdout.startswith("deferred: ")
+    lifted = run_cli("budget", "worker")
+    assert lifted.stdout == "applied: revision 2, soft None, hard None bytes\n"
+    wrong = run_cli("budget", "worker", "--hard", "much")
+    assert (wrong.returncode, wrong.stderr.startswith("InvalidArgument: ")) == (1, True)
+    assert run_cli("budget", "nobody", "--hard", "1MiB").stderr.startswith("UnknownSession: ")

@@ -88,8 +88,24 @@ def _everybody_can_come_back(world: World) -> None:
         answer = _pause_all(world, client, tags)
         require(isinstance(answer, ef.Paused | OutOfHostMemory), f"{answer}")
     for client in there:
+        if not world.draining:
+            _lift_budgets(world, client)
         if _tags_held(world, client) and not world.draining:
             _bring_back(world, client)
+
+
+def _lift_budgets(world: World, client: SimClient) -> None:
+    session = _session_of(client)
+    views = [one for one in world.broker.snapshot().sessions if one.session == session]
+    for tag, revision in [(tag, budget.revision) for view in views for tag, budget in view.budgets.items()]:
+        answer = _ask_and_settle(world, client, _without_budget(session, tag, revision))
+        require(isinstance(answer, ef.BudgetSet) and answer.hard_bytes is None, f"a budget stays: {answer}")
+
+
+def _without_budget(session: SessionId, tag: str, revision: int) -> Build:
+    return lambda call: ev.SetBudget(
+        call=call, session=session, tag=tag, soft_bytes=None, hard_bytes=None, revision=revision
+    )
 
 
 def _tags_held(world: World, client: SimClient) -> tuple[str, ...]:
