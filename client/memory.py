@@ -43,7 +43,8 @@ class Memory:
     Memory is leased under a *tag*. A tag is paused and resumed as a whole; its tensors keep their addresses throughout.
     Touching memory of a paused tag is a fault of the process: SIGSEGV on `host`, an illegal address on a GPU.
 
-    Timeouts are in seconds; 0 means at once: only what is certain is waited for. Every method may raise `BrokerLost`
+    Timeouts are in seconds; 0 means at once: only what is certain is waited for. On a GPU torch allocates, which knows of
+    none: there an allocation waits for what is certain, up to ten seconds. Every method may raise `BrokerLost`
     (the daemon went away: what is resident stays usable), `WrongState` (closed, or in a child forked from the process
     that connected) and `InvalidArgument`; a method that raises has changed nothing.
     """
@@ -166,6 +167,7 @@ class Memory:
 
         Graphs that are given the same one share their memory, as torch has it. A graph replays as long as its tags are
         resident, whoever had their memory in between. Lives until `close`; what a graph has of it, as long as the graph.
+        Memory that a capture doesn't get is torch's own error; it names the holders if the capture is in a region.
         Raises `WrongState` if the tag is paused, `InvalidArgument` on `host`.
         """
         lease = self._lease(tag, contents)

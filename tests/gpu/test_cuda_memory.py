@@ -232,6 +232,7 @@ memory.pause("cache")
 tell("paused", memory.stats().allocated_bytes)
 memory.resume("cache")
 memory.close()
+tell("closed")
 """
 
 
@@ -241,7 +242,7 @@ def test_a_pause_while_others_allocate_or_capture_ends_no_process(start_worker: 
     assert worker.hear() == "beside"
     assert worker.hear() == "refused"
     assert worker.hear() == "paused 0"
-    worker.end()
+    assert worker.hear() == "closed"  # torch may have said something of its broken capture on stderr
 
 
 def test_a_region_leases_with_expandable_segments_too(start_worker: "Callable[[str], Worker]") -> None:
@@ -258,8 +259,7 @@ memory.pause("weights", release=True)
 memory.resume("weights")
 tell(leased >> 20, int(weights.sum()) == int(plain.sum()) == 1 << 26)
 """)
-    assert worker.hear() == "256 True"
-    worker.end()
+    assert worker.hear() == "256 True"  # torch warns of the variable's old name on stderr
 
 
 def test_nested_regions_and_threads(memory: Memory) -> None:
