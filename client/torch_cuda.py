@@ -188,9 +188,11 @@ def told_why() -> Generator[None]:
         yield
     except torch.OutOfMemoryError as error:
         refusal = native.torch_last_error()
-        # On its way out of nested regions it has its note already.
-        if refusal is not None and not getattr(error, "__notes__", None):
-            error.add_note(f"vrambroker: {type(refusal).__name__}: {refusal.message}")
+        if refusal is not None:
+            note = f"vrambroker: {type(refusal).__name__}: {refusal.message}"
+            # On its way out of nested regions it has it already.
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
         raise
     except RuntimeError as error:
         refusal = native.torch_last_error()
