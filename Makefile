@@ -11,7 +11,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMP := $(VENV)/.ready
 SOURCES_OF_BUILD := pyproject.toml CMakeLists.txt constraints.txt proto/vrambroker/v1/broker.proto native/CMakeLists.txt \
   $(wildcard native/src/* native/include/vrambroker/*)
-# OFFLINE=1: what this machine's Python already has, and the wheels in .wheels/.
+# OFFLINE=1: what this machine's Python already has, and the wheels in .wheels/, which lie only where there is no network.
+ifndef OFFLINE
+OFFLINE := $(wildcard .wheels)
+endif
+# What a machine needs on top where there is a GPU: `make demo` runs on it.
+GPU := $(wildcard /dev/nvidiactl)
+EXTRAS := broker demo dev$(if $(GPU), cuda)
 ifdef OFFLINE
 PIP := $(PY) -m pip install -q --no-index --find-links .wheels
 else
@@ -34,7 +40,7 @@ ifdef OFFLINE
 else
 	@$(PIP) --upgrade pip
 	@$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	@$(PIP) scikit-build-core cmake ninja $$($(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(f"{d!r}" for n in ("broker", "demo", "dev") for d in p[n] if not d.startswith("vrambroker")))' | tr -d "'")
+	@$(PIP) scikit-build-core cmake ninja $$($(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(f"{d!r}" for n in "$(EXTRAS)".split() for d in p[n] if not d.startswith("vrambroker")))' | tr -d "'")
 endif
 	@touch $@
 

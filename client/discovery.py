@@ -24,6 +24,7 @@ SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
 # As the driver spells the UUIDs of GPUs, and of parts of one (MIG).
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]{1,64}")
+_BARE_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 # sun_path has 108 bytes, the closing zero included (unix(7)).
 _SOCKET_PATH_BYTES_MAX = 107
@@ -67,7 +68,7 @@ def endpoints() -> tuple[Endpoint, ...]:
 
 
 def find(device: str | None = None) -> Endpoint:
-    """Return the broker of `device`: `host` (= `host:0`), `host:N`, `cuda`, `cuda:N` or a GPU's UUID.
+    """Return the broker of `device`: `host` (= `host:0`), `host:N`, `cuda`, `cuda:N` or the UUID of a GPU or a part of one.
 
     None means the only one there; if there are several, that of torch's current CUDA device.
     Raises `BrokerUnavailable` if there is none, `InvalidArgument` if `device` can't be one or None is ambiguous.
@@ -77,7 +78,7 @@ def find(device: str | None = None) -> Endpoint:
         return _only(known)
     wanted = device_id(device)
     for endpoint in known:
-        if endpoint.device == wanted:
+        if _is_same(endpoint.device, wanted):
             return _reachable(endpoint)
     raise _unavailable(wanted, known)
 
@@ -96,9 +97,20 @@ def device_id(device: object) -> str:
         return f"host:{int(number)}"
     if device == "cuda" or device.startswith("cuda:"):
         return _cuda_uuid(device)
+    if _BARE_UUID.fullmatch(device):
+        return f"GPU-{device}"
     if not _UUID.fullmatch(device):
         raise _no_device(device)
     return device
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two ids mean the same device. torch does not know whether a UUID is a GPU's or that of a part of one."""
+    return one == other or (_UUID.fullmatch(one) is not None and _digits(one) == _digits(other))
+
+
+def _digits(uuid: str) -> str:
+    return uuid.partition("-")[2].lower()
 
 
 def is_host(device_id: str) -> bool:
@@ -138,7 +150,7 @@ def _only(known: tuple[Endpoint, ...]) -> Endpoint:
         raise _unavailable("any device", known)
     current = _current_cuda_uuid()
     for endpoint in known:
-        if endpoint.device == current:
+        if current is not None and _is_same(endpoint.device, current):
             return _reachable(endpoint)
     names = ", ".join(endpoint.device for endpoint in known)
     raise InvalidArgument(message=f"there are several brokers here ({names}): name one with device=", argument="device")

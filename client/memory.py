@@ -44,7 +44,8 @@ class Memory:
     Memory is leased under a *tag*. A tag is paused and resumed as a whole; its tensors keep their addresses throughout.
     Touching memory of a paused tag is a fault of the process: SIGSEGV on `host`, an illegal address on a GPU.
 
-    Timeouts are in seconds; 0 means at once: only what is certain is waited for. Every method may raise `BrokerLost`
+    Timeouts are in seconds; 0 means at once: only what is certain is waited for. On a GPU torch allocates, which knows of
+    none: there an allocation waits for what is certain, up to ten seconds. Every method may raise `BrokerLost`
     (the daemon went away: what is resident stays usable), `WrongState` (closed, or in a child forked from the process
     that connected) and `InvalidArgument`; a method that raises has changed nothing.
     """
@@ -60,6 +61,7 @@ class Memory:
         self._leases: dict[tuple[str, str], native.Lease] = {}
         # Made when torch is first needed; until then there is nothing of torch's here.
         self._torch: _Tensors | None = None
+        self._torch_lock = threading.Lock()
         self._control = Control(endpoint, token=self._token, attached=True)
 
     def __repr__(self) -> str:
@@ -165,7 +167,8 @@ class Memory:
         """Return a pool for `torch.cuda.graph(graph, pool=…)`, whose memory is leased under the tag.
 
         Graphs that are given the same one share their memory, as torch has it. A graph replays as long as its tags are
-        resident, whoever had their memory in between. Lives until the process ends.
+        resident, whoever had their memory in between. Lives until `close`; what a graph has of it, as long as the graph.
+        Memory that a capture doesn't get is torch's own error; it names the holders if the capture is in a region.
         Raises `WrongState` if the tag is paused, `InvalidArgument` on `host`.
         """
         lease = self._lease(tag, contents)
@@ -301,16 +304,22 @@ class Memory:
             )
 
     def _tensors(self) -> _Tensors:
-        if self._torch is None:
-            if discovery.is_host(self.device):
-                from vrambroker.client.torch_host import HostTensors
+        with self._torch_lock:
+            if self._torch is None:
+                self._torch = self._make_tensors()
+            return self._torch
 
-                self._torch = HostTensors()
-            else:
-                from vrambroker.client.torch_cuda import CudaTensors
+    def _make_tensors(self) -> _Tensors:
+        if discovery.is_host(self.device):
+            from vrambroker.client.torch_host import HostTensors
 
-                self._torch = CudaTensors(self.device)
-        return self._torch
+            return HostTensors()
+        from vrambroker.client.torch_cuda import CudaTensors
+
+        def room_bytes() -> int:
+            return self.capacity_bytes - self._client.stats().mapped_bytes
+
+        return CudaTensors(self.device, room_bytes=room_bytes)
 
     def _token(self) -> bytes:
         return self._info.token

@@ -4,38 +4,64 @@ torch's allocator stays in charge of streams, splitting and reuse; what it asks 
 or as large as a tensor, comes from the lease instead (`native/src/torch_hooks.cpp`). A pool takes one entry at a time, so
 each region has one to itself, and the next one on the same lease takes it over with what it has cached. A pool that
 nobody is in is let go of before a pause: torch gives back then what it caches there, and tensors that are alive stay.
+
+A pool object never dies. Its destructor ends the process if any thread allocates from any pool of the GPU meanwhile, or
+captures there, or did so and failed (pytorch#182062); so its reference is given up as `use_mem_pool` gives up its own.
 """
 
+import ctypes
 import os
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
-from torch.cuda.memory import CUDAPluggableAllocator, MemPool
+from torch.cuda.memory import (  # type: ignore[attr-defined]  # torch's
+    CUDAPluggableAllocator,
+    MemPool,
+    _cuda_releasePool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+)
 
-from vrambroker.broker.core.errors import InvalidArgument, NotQuiescent
+from vrambroker.broker.core.errors import InvalidArgument, NotQuiescent, WrongState
 from vrambroker.client import native
 from vrambroker.client.discovery import gpu_name
 from vrambroker.client.tensors import Allocate
 
 # torch gives nothing back of its default pool while a region asks for memory, so that happens on entry, when what it
-# caches there is more than this share of what is free.
+# caches is more than this share of the room that there is at most.
 CACHED_SHARE_MAX = 0.5
+
+# Before it, torch may allocate in the outer one of two pools (pytorch#168382).
+NESTING_RELEASE = (2, 11)
+
+
+def torch_release() -> tuple[int, int]:
+    """Return torch's major and minor number."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 class CudaTensors:
     """What torch does with one GPU's leases in this process. Thread-safe."""
 
-    def __init__(self, uuid: str) -> None:
-        """Raises `InvalidArgument` if torch does not see the GPU of this UUID (`GPU-…`)."""
+    def __init__(self, uuid: str, *, room_bytes: Callable[[], int]) -> None:
+        """Raises `InvalidArgument` if torch does not see the GPU of this UUID (`GPU-…`).
+
+        `room_bytes` says how much more the broker may lend to this process, at most.
+        """
         self._pid = os.getpid()
         self._index = _index_of(uuid)
         self.device = torch.device("cuda", self._index)
+        self._room_bytes = room_bytes
+        self._closed = False
         self._lock = threading.Lock()
+        # Of each thread, outermost first.
+        self._entered = threading.local()
         self._idle: dict[native.Lease, list[MemPool]] = {}
         self._graph_pools: dict[native.Lease, MemPool] = {}
+        # What was cached still when torch had emptied its caches: it won't go by doing that again.
+        self._stuck_bytes = 0
 
     @contextmanager
     def region(self, lease: native.Lease, *, timeout_s: float) -> Generator[None]:
@@ -71,7 +97,7 @@ class CudaTensors:
             return torch.empty(size_bytes, dtype=torch.uint8, device=self.device).untyped_storage()
 
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]:
-        """Return the id of the pool that CUDA graphs of this lease share; it lives as long as this object."""
+        """Return the id of the pool that CUDA graphs of this lease share; it lives until `close`."""
         with self._lock:
             pool = self._graph_pools.get(lease)
             if pool is None:
@@ -80,36 +106,71 @@ class CudaTensors:
 
     def before_pause(self, tags: tuple[str, ...]) -> None:
         """Give back what torch caches under these tags. Raises `NotQuiescent` while this thread captures a graph."""
-        if torch.cuda.is_current_stream_capturing():
+        if self._is_capturing():
             raise NotQuiescent(message="a CUDA graph is being captured: pause before or after it", scope="capture")
+        self._stuck_bytes = 0
         with self._lock:
-            idle = [self._idle.pop(lease) for lease in tuple(self._idle) if lease.tag in tags]
-        # Not under the lock: with the last reference torch calls the free hook, which waits for streams.
-        del idle
+            idle = [pool for lease in tuple(self._idle) if lease.tag in tags for pool in self._idle.pop(lease)]
+        try:
+            self._let_go(idle)
+        except RuntimeError as error:
+            raise NotQuiescent(message=f"the GPU's work can't be waited for: {error}") from error
 
     def wait_for_work(self) -> None:
         """Wait for this thread's current stream; what is captured into a graph does not run, and is not waited for.
 
         In a forked child there is nothing to wait for: CUDA does not work there.
         """
-        if os.getpid() == self._pid and not torch.cuda.is_current_stream_capturing():
+        if os.getpid() == self._pid and not self._is_capturing():
             torch.cuda.current_stream(self.device).synchronize()
 
     def close(self) -> None:
-        """Let go of every pool that is not for graphs; tensors that are alive stay."""
+        """Let go of every pool; tensors and graphs that are alive stay, with what they have of it."""
         with self._lock:
-            idle, self._idle = self._idle, {}
-        del idle
+            self._closed = True
+            pools = [pool for idle in self._idle.values() for pool in idle] + list(self._graph_pools.values())
+            self._idle, self._graph_pools = {}, {}
+        # After a fault of the GPU there is nothing to give back.
+        with suppress(RuntimeError):
+            self._let_go(pools)
+
+    def _is_capturing(self) -> bool:
+        # torch asks about the stream of whichever GPU is current.
+        with torch.cuda.device(self._index):
+            return torch.cuda.is_current_stream_capturing()
+
+    def _let_go(self, pools: list[MemPool]) -> None:
+        """Have torch free what nothing uses in these pools, now, and the rest when it empties its caches again."""
+        for pool in pools:
+            _cuda_releasePool(self._index, pool.id)
+        if pools:
+            torch.cuda.empty_cache()
 
     @contextmanager
     def _inside(self, lease: native.Lease) -> Generator[None]:
+        around: list[native.Lease] = self._entered.__dict__.setdefault("leases", [])
+        if any(outer is not lease for outer in around) and torch_release() < NESTING_RELEASE:
+            raise WrongState(
+                message=f"regions of two tags nest on a GPU from torch 2.11 on, and this is {torch.__version__}: "
+                "it may lease what is allocated under the outer tag",
+                tag=lease.tag,
+                state="nested",
+            )
         pool = self._take(lease)
+        around.append(lease)
         try:
             with torch.cuda.use_mem_pool(pool, device=self._index), told_why():
                 yield
         finally:
-            with self._lock:
+            around.pop()
+            self._put_back(lease, pool)
+
+    def _put_back(self, lease: native.Lease, pool: MemPool) -> None:
+        with self._lock:
+            if not self._closed:
                 self._idle.setdefault(lease, []).append(pool)
+                return
+        self._let_go([pool])
 
     def _take(self, lease: native.Lease) -> MemPool:
         with self._lock:
@@ -120,15 +181,25 @@ class CudaTensors:
         allocator = _allocator_of(lease.torch_hook())
         # A pool is one of the device that is current when it is made.
         with torch.cuda.device(self._index):
-            return MemPool(allocator.allocator())  # type: ignore[no-untyped-call]  # torch's
+            pool = MemPool(allocator.allocator())  # type: ignore[no-untyped-call]  # torch's
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))
+        return pool
 
     def _make_room(self) -> None:
-        if torch.cuda.is_current_stream_capturing():
+        """Have torch give back what it caches, if the device, or what the broker lends of it, is tight.
+
+        Also what it caches of pools that were let go of: tensors there may have died since.
+        """
+        if self._is_capturing():
             return
-        cached_bytes = torch.cuda.memory_reserved(self._index) - torch.cuda.memory_allocated(self._index)
         free_bytes, _ = torch.cuda.mem_get_info(self._index)
-        if cached_bytes > CACHED_SHARE_MAX * free_bytes:
+        room_bytes = min(free_bytes, self._room_bytes())
+        if self._cached_bytes() > max(self._stuck_bytes, CACHED_SHARE_MAX * room_bytes):
             torch.cuda.empty_cache()
+            self._stuck_bytes = self._cached_bytes()
+
+    def _cached_bytes(self) -> int:
+        return torch.cuda.memory_reserved(self._index) - torch.cuda.memory_allocated(self._index)
 
 
 @contextmanager
@@ -139,7 +210,10 @@ def told_why() -> Generator[None]:
     except torch.OutOfMemoryError as error:
         refusal = native.torch_last_error()
         if refusal is not None:
-            error.add_note(f"vrambroker: {type(refusal).__name__}: {refusal.message}")
+            note = f"vrambroker: {type(refusal).__name__}: {refusal.message}"
+            # On its way out of nested regions it has it already.
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
         raise
     except RuntimeError as error:
         refusal = native.torch_last_error()

@@ -52,12 +52,18 @@ class CudaGpu:
 
         Raises `DriverRefused`. Takes microseconds, or as long as the driver needs to scrub what was closed just before.
         """
+        kind = self._driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
         handle = self._ask("cuMemCreate", size_bytes, self._properties, 0)
         try:
-            kind = self._driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
             fd = int(self._ask("cuMemExportToShareableHandle", handle, kind, 0))
-        finally:
+        except DriverRefused:
+            self._driver.cuMemRelease(handle)
+            raise
+        try:
             self._ask("cuMemRelease", handle)
+        except DriverRefused:
+            os.close(fd)
+            raise
         os.set_inheritable(fd, False)
         return fd
 

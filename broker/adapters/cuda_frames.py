@@ -124,7 +124,7 @@ class CudaFrames:
         self._existing_bytes = 0
         self._fences: list[_Fence] = []
         self._unclaimed: set[int] = set()
-        self._used_bytes = 0
+        self._last_outside_bytes = 0
         self._thread = JobThread("frames")
 
     def sizes_bytes(self) -> tuple[int, ...]:
@@ -327,12 +327,12 @@ class CudaFrames:
         return _Passed(events=tuple(passed), waiting=bool(waiting))
 
     def _outside_bytes(self) -> int:
-        """Return what is in use and is no frame of ours, from a new reading, or from the last if there is none."""
+        """Return what is in use and is no frame of ours, from a new reading, or as it was at the last one."""
         try:
-            self._used_bytes = self._meter.used_bytes()
+            self._last_outside_bytes = self._meter.used_bytes() - self._existing_bytes
         except DriverRefused as refusal:
             log.warning("memory in use can't be read: %s", refusal)
-        return self._used_bytes - self._existing_bytes
+        return self._last_outside_bytes
 
 
 def _is_fall(fall_bytes: int, size_bytes: int) -> bool:

@@ -5,6 +5,7 @@ The process list is of no use here: memory that was lent is charged to no proces
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -33,9 +34,17 @@ class Nvml:
             ) from refusal
 
     def used_everywhere_bytes(self) -> dict[str, int]:
-        """Return what is in use on each GPU of the machine, by its name (`GPU-…`); raises `DriverRefused`."""
-        handles = [self._ask("nvmlDeviceGetHandleByIndex", index) for index in range(self._ask("nvmlDeviceGetCount"))]
-        return {str(self._ask("nvmlDeviceGetUUID", handle)): self._used_bytes(handle) for handle in handles}
+        """Return what is in use on each GPU of the machine, by its name (`GPU-…`); raises `DriverRefused`.
+
+        One that refuses to tell is left out: a GPU that has failed, or a part of one that is not ours to see, is no
+        reason not to serve another.
+        """
+        found: dict[str, int] = {}
+        for index in range(self._ask("nvmlDeviceGetCount")):
+            with suppress(DriverRefused):
+                handle = self._ask("nvmlDeviceGetHandleByIndex", index)
+                found[str(self._ask("nvmlDeviceGetUUID", handle))] = self._used_bytes(handle)
+        return found
 
     def meter(self, uuid: UUID) -> "NvmlMeter":
         """Return the meter of one device, MIG instances included; raises `DriverFailed`."""

@@ -46,6 +46,9 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     size, mailbox = SIZES[settings.size], Mailbox(settings.mailbox_fd)
     with connect(role, settings.device) as memory:
+        if memory.torch_device.type == "cuda":
+            # Streams and graphs are made on the current GPU, which is the first unless somebody says so.
+            torch.cuda.set_device(memory.torch_device)
 
         def prepare() -> Mapping[str, object]:
             """Make the side's tensors. The coordinator asks one side after the other: they don't fit together."""

@@ -144,6 +144,7 @@ record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *
 }
 
 void Client::close() {
+  free_put_off();
   Lock lock(book_.mutex);
   book_.closed = true;
   for (const auto &lease : book_.leases) book_.want_sweep(*lease);

@@ -543,6 +543,24 @@ TEST(client, torch_frees_are_quiet_first) {
   CHECK_EQ(stats(rig.client).allocations, uint64_t{0});
 }
 
+TEST(client, what_a_capture_put_off_is_freed_when_the_client_closes) {
+  Peer peer;
+  Rig rig(peer);
+  const Hook hook(open_lease(rig.client, "weights"));
+  void *pointer = nullptr;
+  Background torch([&] { pointer = hook.malloc(100); });
+  peer.serve_lease(3, {{4}});
+  torch.join();
+  rig.device->capturing = true;
+  vrb_torch_free(pointer, 100, 0, nullptr);
+  rig.device->capturing = false;
+  Background closing([&] { CHECK(vrb_close(rig.client, nullptr) == VRB_OK); });
+  CHECK(peer.expect<record::Return>().slots == std::vector<uint64_t>{4});
+  CHECK(peer.expect<record::Return>().slots.empty());
+  peer.done(peer.expect<record::Bye>().request);
+  closing.join();
+}
+
 TEST(client, a_torch_hook_tells_only_of_memory_by_null) {
   Peer peer;
   vrb_client *client = attach(peer);

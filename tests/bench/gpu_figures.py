@@ -112,30 +112,37 @@ def _check(tensors: list[torch.Tensor]) -> None:
             raise AssertionError(f"{wrong} bytes of tensor {number} have changed")
 
 
-def kept16(subject: Subject) -> dict[str, float]:
-    """16 GiB whose contents are kept: the first pause with release and resume, and the median of later ones."""
+def first16(subject: Subject) -> dict[str, float]:
+    """16 GiB whose contents are kept: the first pause with release and the first resume of a new process.
+
+    The broker's come four seconds after the tensors: as long as an engine needs to load its weights, and less. Host memory
+    is made and registered ahead meanwhile; the incumbent does nothing ahead, so it does not wait.
+    """
     tensors = _tensors(subject, KEPT, KEPT_BYTES, keep=True)
     _kept_alive.append(tensors)
-    time.sleep(4.0)  # as long as an engine needs to load its weights, and less
+    if isinstance(subject, Broker):
+        time.sleep(4.0)
     firsts = (seconds(lambda: subject.pause("tag", release=True)), seconds(lambda: subject.resume("tag")))
     _check(tensors)
-    if isinstance(subject, TorchMemorySaver):
-        subject.retain()
-        for _ in range(2):
-            subject.pause("tag", release=True)
-            subject.resume("tag")
+    return {"kept16_first_pause": firsts[0], "kept16_first_resume": firsts[1]}
+
+
+def kept16(subject: Subject) -> dict[str, float]:
+    """16 GiB whose contents are kept: the median of later pauses with release, and of later resumes."""
+    tensors = _tensors(subject, KEPT, KEPT_BYTES, keep=True)
+    _kept_alive.append(tensors)
+    for _ in range(3):
+        subject.pause("tag", release=True)
+        subject.resume("tag")
+        if isinstance(subject, TorchMemorySaver):
+            subject.retain()
     pauses: list[float] = []
     resumes: list[float] = []
     for _ in range(ROUNDS):
         pauses.append(seconds(lambda: subject.pause("tag", release=True)))
         resumes.append(seconds(lambda: subject.resume("tag")))
     _check(tensors)
-    return {
-        "kept16_first_pause": firsts[0],
-        "kept16_first_resume": firsts[1],
-        "kept16_pause": statistics.median(pauses),
-        "kept16_resume": statistics.median(resumes),
-    }
+    return {"kept16_pause": statistics.median(pauses), "kept16_resume": statistics.median(resumes)}
 
 
 def bare16(_: Subject) -> dict[str, float]:
@@ -161,6 +168,43 @@ def dropped16(subject: Subject) -> dict[str, float]:
     for tensor in tensors:
         tensor.fill_(1)
     return {"dropped16_first_cycle": first, "dropped16_cycle": statistics.median(seconds(cycle) for _ in range(ROUNDS))}
+
+
+def bare_dropped16(_: Subject) -> dict[str, float]:
+    """Return the same by the driver alone: 16 frames of 1 GiB unmapped, which gives them back, made anew and mapped."""
+    driver: Any = importlib.import_module("cuda.bindings.driver")
+
+    def ask(call: str, *arguments: Any) -> Any:
+        result, *values = getattr(driver, call)(*arguments)
+        if result != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{call}: {result.name}")
+        return values[0] if values else None
+
+    torch.ones(1, device="cuda")
+    frame, access = driver.CUmemAllocationProp(), driver.CUmemAccessDesc()
+    frame.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    frame.location.type = access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    frame.location.id = access.location.id = 0
+    access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    size_bytes = DROPPED * DROPPED_BYTES
+    begin = int(ask("cuMemAddressReserve", size_bytes, 0, 0, 0))
+    places = range(begin, begin + size_bytes, DROPPED_BYTES)
+
+    def resume() -> None:
+        for place in places:
+            handle = ask("cuMemCreate", DROPPED_BYTES, frame, 0)
+            ask("cuMemMap", place, DROPPED_BYTES, 0, handle, 0)
+            ask("cuMemRelease", handle)
+        ask("cuMemSetAccess", begin, size_bytes, [access], 1)
+
+    def cycle() -> None:
+        for place in places:
+            ask("cuMemUnmap", place, DROPPED_BYTES)
+        resume()
+
+    resume()
+    cycle()
+    return {"dropped16_cycle": statistics.median(seconds(cycle) for _ in range(ROUNDS))}
 
 
 def idle16(subject: Subject) -> dict[str, float]:
@@ -195,6 +239,10 @@ def alloc(subject: Subject) -> dict[str, float]:
                     held.extend(torch.empty(size_bytes, dtype=torch.uint8, device="cuda") for _ in range(count))
 
             found.append(seconds(work))
+            if isinstance(subject, TorchMemorySaver):
+                # It ends the process when memory is freed outside of a region, so all of it stays, 42 GiB in the end.
+                _kept_alive.append(held)
+                continue
             held.clear()
             if isinstance(subject, Broker):
                 subject.memory.pause(f"tag{size_bytes}.{number}", release=True)
@@ -202,8 +250,6 @@ def alloc(subject: Subject) -> dict[str, float]:
         return found
 
     torch.empty(1, device="cuda")
-    if isinstance(subject, TorchMemorySaver):
-        return _alloc_once(subject)
     large, small = times(200, 20 * MIB), times(2000, MIB)
     return {
         "torch_alloc_20mib_first": large[0],
@@ -213,38 +259,18 @@ def alloc(subject: Subject) -> dict[str, float]:
     }
 
 
-def _alloc_once(subject: Subject) -> dict[str, float]:
-    """Return the first times alone: the incumbent ends the process when memory is freed outside of a region."""
-    found: dict[str, float] = {}
-    for name, count, size_bytes in (("20mib", 200, 20 * MIB), ("1mib", 2000, MIB)):
-        held: list[torch.Tensor] = []
-
-        def work(held: list[torch.Tensor] = held, count: int = count, size_bytes: int = size_bytes) -> None:
-            with subject.region("tag", keep=False):
-                held.extend(torch.empty(size_bytes, dtype=torch.uint8, device="cuda") for _ in range(count))
-
-        found[f"torch_alloc_{name}"] = found[f"torch_alloc_{name}_first"] = seconds(work)
-        _kept_alive.append(held)
-    return found
-
-
 _kept_alive: list[list[torch.Tensor]] = []
 
 
 def launch(subject: Subject) -> dict[str, float]:
-    """Return launch and wait, the 99th percentile and the worst: at rest, and while another thread lets go and resumes.
+    """Return launch and wait, the 99th percentile and the worst: at rest, and while the agent works.
 
-    What moves is 4 GiB that are kept, so that the agent registers, copies out, unmaps, maps and copies in throughout.
+    At rest there is nothing leased yet. Then 4 GiB come that are kept, and another thread lets go of them and resumes
+    them from the first moment on: the agent maps, registers host memory for the first time, copies out, unmaps, copies in.
     """
-    tensors = _tensors(subject, 16, 256 * MIB, keep=True)
     small = torch.ones(1000, device="cuda")
     stream = torch.cuda.Stream()
     stop = threading.Event()
-
-    def move() -> None:
-        while not stop.is_set():
-            subject.pause("tag", release=True)
-            subject.resume("tag")
 
     def sample() -> list[float]:
         times: list[float] = []
@@ -258,6 +284,13 @@ def launch(subject: Subject) -> dict[str, float]:
         return sorted(times)
 
     idle = sample()
+    tensors = _tensors(subject, 16, 256 * MIB, keep=True)
+
+    def move() -> None:
+        while not stop.is_set():
+            subject.pause("tag", release=True)
+            subject.resume("tag")
+
     mover = threading.Thread(target=move)
     mover.start()
     busy = sample()
@@ -288,10 +321,24 @@ def attach(_: Subject) -> dict[str, float]:
     return {"client_attach": time.perf_counter() - began}
 
 
+def init(_: Subject) -> dict[str, float]:
+    """Return what the driver takes of the device when a process initialises it, and no more."""
+    from vrambroker.broker.adapters.nvml import Nvml
+
+    nvml = Nvml()
+    uuid, before_bytes = next(iter(nvml.used_everywhere_bytes().items()))
+    driver: Any = importlib.import_module("cuda.bindings.driver")
+    driver.cuInit(0)
+    return {"daemon_device_bytes": nvml.used_everywhere_bytes()[uuid] - before_bytes}
+
+
 FIGURES: dict[str, Callable[[Subject], dict[str, float]]] = {
+    "first16": first16,
     "kept16": kept16,
     "bare16": bare16,
+    "init": init,
     "dropped16": dropped16,
+    "bare_dropped16": bare_dropped16,
     "idle16": idle16,
     "alloc": alloc,
     "launch": launch,

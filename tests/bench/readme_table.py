@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 OPEN, CLOSE = "<!-- figures -->\n", "<!-- /figures -->"
 
 
-OTHERS = {"floor": "the limit", "incumbent": "torch_memory_saver"}
+OTHERS = {"floor": "bare", "incumbent": "torch_memory_saver"}
 MIB = 1 << 20
 
 

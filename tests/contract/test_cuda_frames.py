@@ -183,6 +183,22 @@ def test_a_meter_that_fails_for_a_while_delays_a_fence_and_does_not_pass_it() ->
     run(test())
 
 
+def test_a_meter_that_fails_as_frames_are_closed_keeps_no_fence_for_good() -> None:
+    async def test() -> None:
+        heard = Heard()
+        bench = CudaFramesBench(heard.deliver)
+        bench.gpu.others_bytes = BASELINE_BYTES
+        bench.frames.foreign_bytes()
+        # Nothing of these is in the last reading.
+        frames = await _created(bench, heard, *range(1, 9), size=1)
+        bench.gpu.unreadable = 1
+        bench.frames.fence(SESSION, frames)
+        assert await heard.next() == FencePassed(session=SESSION, frames=frames)
+        bench.frames.close()
+
+    run(test())
+
+
 def test_foreign_is_what_is_neither_ours_nor_fenced() -> None:
     async def test() -> None:
         heard = Heard()

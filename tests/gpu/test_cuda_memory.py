@@ -164,6 +164,104 @@ def test_a_pool_is_taken_over_by_the_next_region(memory: Memory) -> None:
     assert memory.stats().allocated_bytes == 64 * MIB
 
 
+def test_a_region_entered_ten_thousand_times_takes_no_more(memory: Memory) -> None:
+    for _ in range(10_000):
+        with memory.region("weights"):
+            torch.empty(MIB, dtype=torch.uint8, device="cuda")
+    assert memory.stats().allocated_bytes <= 20 * MIB
+
+
+def test_a_cache_that_is_made_anew_fits_where_the_old_one_was(memory: Memory) -> None:
+    for _ in range(3):
+        with memory.region("cache", contents="drop"):
+            cache = torch.ones(5 * GIB, dtype=torch.uint8, device="cuda")
+        memory.pause("cache")
+        memory.resume("cache")
+        assert cache.data_ptr()
+        del cache
+
+
+# torch ends the process when a pool dies while another one is in use, or a graph is captured, on the same GPU.
+PAUSES_MEANWHILE = """
+import threading
+import torch
+from vrambroker.client import NotQuiescent, connect
+memory = connect("busy")
+def cache():
+    with memory.region("cache", contents="drop"):
+        torch.ones(1 << 26, device="cuda")
+cache()
+with memory.region("weights"):
+    memory.pause("cache")
+memory.resume("cache")
+tell("nested")
+entered, done = threading.Event(), threading.Event()
+def load():
+    with memory.region("weights"):
+        entered.set()
+        done.wait(60)
+thread = threading.Thread(target=load)
+cache()
+thread.start()
+entered.wait(60)
+memory.pause("cache", release=True)
+memory.resume("cache")
+done.set()
+thread.join(60)
+tell("beside")
+def capture():
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            entered.set()
+            done.wait(60)
+    except RuntimeError:
+        pass
+cache()
+entered.clear(), done.clear()
+thread = threading.Thread(target=capture)
+thread.start()
+entered.wait(60)
+try:
+    memory.pause("cache")
+except NotQuiescent:
+    tell("refused")
+done.set()
+thread.join(60)
+memory.pause("cache")
+tell("paused", memory.stats().allocated_bytes)
+memory.resume("cache")
+memory.close()
+tell("closed")
+"""
+
+
+def test_a_pause_while_others_allocate_or_capture_ends_no_process(start_worker: "Callable[[str], Worker]") -> None:
+    worker = start_worker(PAUSES_MEANWHILE)
+    assert worker.hear() == "nested"
+    assert worker.hear() == "beside"
+    assert worker.hear() == "refused"
+    assert worker.hear() == "paused 0"
+    assert worker.hear() == "closed"  # torch may have said something of its broken capture on stderr
+
+
+def test_a_region_leases_with_expandable_segments_too(start_worker: "Callable[[str], Worker]") -> None:
+    worker = start_worker("""
+os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+import torch
+from vrambroker.client import connect
+memory = connect("expandable")
+plain = torch.ones(1 << 26, device="cuda")
+with memory.region("weights"):
+    weights = torch.ones(1 << 26, device="cuda")
+leased = memory.stats().allocated_bytes
+memory.pause("weights", release=True)
+memory.resume("weights")
+tell(leased >> 20, int(weights.sum()) == int(plain.sum()) == 1 << 26)
+""")
+    assert worker.hear() == "256 True"  # torch warns of the variable's old name on stderr
+
+
 def test_nested_regions_and_threads(memory: Memory) -> None:
     inside, outside = threading.Barrier(2), threading.Barrier(2)
     made: dict[str, int] = {}
@@ -231,7 +329,11 @@ def test_a_full_cache_of_torch_is_emptied_on_entry(memory: Memory) -> None:
     assert torch.cuda.memory_reserved() > free - 5 * GIB
     with memory.region("weights"):
         big = torch.ones(6 * GIB, dtype=torch.uint8, device="cuda")
-    assert int(big[:: 1 << 20].sum()) == 6 * 1024
+        reserved = torch.cuda.memory_reserved()
+        with memory.region("cache", contents="drop"):
+            small = torch.ones(GIB, dtype=torch.uint8, device="cuda")
+    assert reserved < 8 * GIB
+    assert int(big[:: 1 << 20].sum()) + int(small[:: 1 << 20].sum()) == 7 * 1024
 
 
 def test_place_moves_a_module_and_keeps_its_identity(memory: Memory) -> None:

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from vrambroker.client.discovery import gpu_name
 
 pytestmark = pytest.mark.gpu
 
@@ -17,6 +20,18 @@ DEADLINE_S = 280.0
 def test_rl_runs_with_every_address_and_all_kept_contents_unchanged(
     gpu: str, tmp_path: Path, size: str, steps: int
 ) -> None:
+    _run(gpu, tmp_path, size, steps)
+
+
+@pytest.mark.timeout(300)
+def test_it_runs_on_a_gpu_that_is_not_the_first(gpu: str, tmp_path: Path) -> None:
+    del gpu
+    if torch.cuda.device_count() < 2:
+        pytest.skip("SKIPPED: torch sees one GPU on this machine, and this takes two")
+    _run(gpu_name(1), tmp_path, "tiny", 5)
+
+
+def _run(gpu: str, tmp_path: Path, size: str, steps: int) -> None:
     path = tmp_path / "demo.json"
     command = [sys.executable, "-m", "vrambroker.broker.cli", "demo", "--device", gpu, "--report", str(path)]
     done = subprocess.run(

@@ -26,6 +26,7 @@ from vrambroker.client import (
     placing,
 )
 from vrambroker.client import tensors as leased_tensors
+from vrambroker.client.discovery import RUN_DIR_VARIABLE
 from vrambroker.client.rpc import Control
 from vrambroker.client.status import TagStatus
 
@@ -455,6 +456,24 @@ def test_regions_under_several_tags(memory: Memory) -> None:
     assert (one + three).eq(2).all()
     memory.resume("inner")
     assert two.numel() == MIB
+
+
+def test_one_process_on_two_devices(start_broker: "StartBroker", monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers = [start_broker(), start_broker()]
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(brokers[0].run_dir))
+    with connect("both", brokers[0].device) as first, connect("both", brokers[1].device) as second:
+        with first.region("weights"):
+            one = torch.ones(MIB)
+            with second.region("weights"):
+                two = torch.ones(MIB)
+        for memory in (first, second):
+            assert 4 * MIB <= memory.stats().allocated_bytes < 8 * MIB
+        first.pause("weights", release=True)
+        assert first.status().device.lent_bytes == 0
+        assert second.status().device.lent_bytes >= 4 * MIB
+        assert two.eq(1).all()
+        assert first.resume("weights") == {"weights": False}
+        assert torch.equal(one, two)
 
 
 def test_a_region_is_a_decorator_too(memory: Memory) -> None:

@@ -99,6 +99,20 @@ def test_what_is_no_device_is_refused(device: str) -> None:
         discovery.find(device)
 
 
+@pytest.mark.parametrize("prefix", ["GPU-", "MIG-"])
+def test_a_gpu_or_a_part_of_one_is_found_by_its_uuid(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = "a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf"
+    devices = (prefix + uuid, "GPU-00000000-0000-0000-0000-000000000000")
+    there = tuple(discovery.Endpoint(device=device, directory=Path("/run/b") / device) for device in devices)
+    monkeypatch.setattr(discovery, "endpoints", lambda: there)
+    for name in (prefix + uuid, uuid, uuid.upper(), f"GPU-{uuid}", f"GPU-{uuid.upper()}"):
+        assert discovery.find(name).device == prefix + uuid
+    monkeypatch.setattr(discovery, "_current_cuda_uuid", lambda: f"GPU-{uuid}")
+    assert discovery.find().device == prefix + uuid
+    with pytest.raises(BrokerUnavailable):
+        discovery.find("GPU-00000000-0000-0000-0000-000000000001")
+
+
 @pytest.mark.parametrize("device", ["cuda:x", "cuda:99", "cuda"])
 def test_a_gpu_that_torch_does_not_see_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

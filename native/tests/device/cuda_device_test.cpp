@@ -395,6 +395,23 @@ void works_again_after_a_failure() {
   device->release(address, FRAME_BYTES);
 }
 
+// Also that each is found under its own number and UUID.
+void maps_for_every_gpu_that_reaches_it() {
+  const auto accessors = reinterpret_cast<int (*)()>(::dlsym(more().library, "fake_cuda_accessors"));
+  test::CudaSource source;
+  const std::vector<std::pair<std::string, int>> reached_by = {
+      {"cuda:0", 0b011}, {"cuda:1", 0b011}, {"cuda:2", 0b100}, {"GPU-A2a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf", 0b100}};
+  for (const auto &[name, expected] : reached_by) {
+    const auto device = vrb::make_device(name);
+    void *address = device->reserve(2 * FRAME_BYTES);
+    must(device->map_run(make_frames(source, 2, FRAME_BYTES), address));
+    CHECK(accessors() == expected);
+    for (uint64_t i = 0; i < 2; ++i) must(device->unmap(static_cast<char *>(address) + i * FRAME_BYTES, FRAME_BYTES));
+    device->release(address, 2 * FRAME_BYTES);
+  }
+  CHECK(vrb::make_device("cuda:1")->dlpack_device().id == 1);
+}
+
 void leaves_nothing_behind() {
   for (const char *what : {"mapped", "reserved", "registered", "streams", "contexts", "handles"}) {
     if (fake_live()(what) != 0) throw test::Wrong(std::string(what) + " left");
@@ -454,6 +471,7 @@ int main() {
   if (fake) {
     ADD(undoes_what_failed_on_the_way);
     ADD(works_again_after_a_failure);
+    ADD(maps_for_every_gpu_that_reaches_it);
     ADD(leaves_nothing_behind);
   } else {
     ADD(takes_so_long);

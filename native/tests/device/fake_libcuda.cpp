@@ -34,6 +34,8 @@ constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALI
 constexpr uint64_t GRANULARITY = uint64_t{2} << 20;
 constexpr int GLOBAL = 0, RELAXED = 2;
 constexpr uint64_t DEVICE_BYTES = uint64_t{16} << 30;
+// The last of them reaches no other's memory.
+constexpr int DEVICES = 3;
 
 struct Allocation {
   int fd;
@@ -77,6 +79,11 @@ struct Books {
   std::set<Stream *> streams;
   std::set<Event *> events;
   std::map<std::string, Planned> planned;
+  std::set<int> accessors;
+};
+
+struct AccessDescription {
+  int location_type, location_id, flags;
 };
 
 Books &books() {
@@ -188,6 +195,14 @@ API int fake_cuda_live(const char *what) {
   return -1;
 }
 
+// Which devices the last cuMemSetAccess was for, as bits.
+API int fake_cuda_accessors() {
+  const Lock lock(books().mutex);
+  int bits = 0;
+  for (const int device : books().accessors) bits |= 1 << device;
+  return bits;
+}
+
 API Result cuInit(unsigned) {
   const Lock lock(books().mutex);
   books().initialised = true;
@@ -213,17 +228,18 @@ API Result cuGetErrorName(Result result, const char **name) {
 }
 
 API Result cuDeviceGetCount(int *count) {
-  *count = 1;
+  *count = DEVICES;
   return SUCCESS;
 }
 
 API Result cuDeviceGet(int *device, int index) {
   *device = index;
-  return index == 0 ? SUCCESS : INVALID_DEVICE;
+  return index >= 0 && index < DEVICES ? SUCCESS : INVALID_DEVICE;
 }
 
-API Result cuDeviceGetUuid_v2(unsigned char *bytes, int) {
+API Result cuDeviceGetUuid_v2(unsigned char *bytes, int device) {
   for (int i = 0; i < 16; ++i) bytes[i] = static_cast<unsigned char>(0xA0 + i);
+  bytes[0] = static_cast<unsigned char>(bytes[0] + device);
   return SUCCESS;
 }
 
@@ -237,8 +253,8 @@ API Result cuDeviceTotalMem_v2(std::size_t *size_bytes, int) {
   return SUCCESS;
 }
 
-API Result cuDeviceCanAccessPeer(int *reaches, int, int) {
-  *reaches = 1;
+API Result cuDeviceCanAccessPeer(int *reaches, int device, int peer) {
+  *reaches = device != DEVICES - 1 && peer != DEVICES - 1;
   return SUCCESS;
 }
 
@@ -387,10 +403,15 @@ API Result cuMemMap(Pointer at, std::size_t size_bytes, std::size_t offset, Poin
   return SUCCESS;
 }
 
-API Result cuMemSetAccess(Pointer at, std::size_t size_bytes, const void *, std::size_t count) {
+API Result cuMemSetAccess(Pointer at, std::size_t size_bytes, const AccessDescription *access, std::size_t count) {
   const Lock lock(books().mutex);
   if (const Result result = planned("cuMemSetAccess")) return result;
   if (count == 0 || !is_whole(at, size_bytes)) return INVALID_VALUE;
+  books().accessors.clear();
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool known = access[i].location_type == 1 && access[i].flags == 3 && access[i].location_id < DEVICES;
+    if (!known || !books().accessors.insert(access[i].location_id).second) return INVALID_VALUE;
+  }
   ::mprotect(memory(at), size_bytes, PROT_READ | PROT_WRITE);
   for (auto one = books().mapped.find(at); one != books().mapped.end() && one->first < at + size_bytes; ++one) {
     one->second.accessible = true;
