@@ -35,6 +35,9 @@ CACHED_SHARE_MAX = 0.5
 # Before it, torch may allocate in the outer one of two pools (pytorch#168382).
 NESTING_RELEASE = (2, 11)
 
+# torch looks whether it is there, not what it says.
+NO_CACHING_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
+
 
 def torch_release() -> tuple[int, int]:
     """Return torch's major and minor number."""
@@ -46,10 +49,15 @@ class CudaTensors:
     """What torch does with one GPU's leases in this process. Thread-safe."""
 
     def __init__(self, uuid: str, *, room_bytes: Callable[[], int]) -> None:
-        """Raises `InvalidArgument` if torch does not see the GPU of this UUID (`GPU-…`).
+        """Raises `InvalidArgument` if torch does not see the GPU of this UUID (`GPU-…`), and if its caching is switched off.
 
         `room_bytes` says how much more the broker may lend to this process, at most.
         """
+        if NO_CACHING_VARIABLE in os.environ:
+            raise InvalidArgument(
+                message=f"with {NO_CACHING_VARIABLE} torch asks the driver itself, whatever the region: unset it",
+                argument=NO_CACHING_VARIABLE,
+            )
         self._pid = os.getpid()
         self._index = _index_of(uuid)
         self.device = torch.device("cuda", self._index)

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 import torch
 
-from vrambroker.broker.core.errors import NotQuiescent, OutOfDeviceMemory, WrongState
+from vrambroker.broker.core.errors import InvalidArgument, NotQuiescent, OutOfDeviceMemory, WrongState
 from vrambroker.client import native, torch_cuda
 from vrambroker.client.torch_cuda import CudaTensors
 
@@ -169,6 +169,13 @@ def test_regions_of_two_tags_do_not_nest_where_torch_mixes_them_up(
     with side.region(cache, timeout_s=1):
         pass
     assert not fake.entered
+
+
+def test_a_torch_that_caches_nothing_is_refused(fake: FakeTorch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "0")
+    with pytest.raises(InvalidArgument, match="unset it"):
+        tensors()
+    assert not fake.pools
 
 
 def test_a_pause_in_a_region_and_beside_one_lets_only_idle_pools_go(fake: FakeTorch) -> None:
