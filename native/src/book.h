@@ -40,7 +40,7 @@ class Gone {
 struct Order {
   std::vector<std::string> tags;
   bool told_busy = false;
-  bool told_quiet = false;
+  bool answered = false;  // by QUIET, or by BUSY for good
 };
 
 class Book {
