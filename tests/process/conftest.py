@@ -103,14 +103,18 @@ StartBroker = Callable[..., RunningBroker]
 
 @pytest.fixture
 def start_broker() -> Iterator[StartBroker]:
-    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`."""
+    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`.
+
+    `under` names a run directory in their common one.
+    """
     started: list[RunningBroker] = []
     run_dir = Path(tempfile.mkdtemp(prefix="vrb-"))
 
-    def start(*, capacity: str = "64MiB", host_budget: str = "128MiB") -> RunningBroker:
+    def start(*, capacity: str = "64MiB", host_budget: str = "128MiB", under: str = "") -> RunningBroker:
         device = f"host:{os.getpid() % 1_000_000}{next(_numbers) % 1000:03}"
         options = ["--capacity", capacity, "--host-budget", host_budget]
-        started.append(RunningBroker(device=device, run_dir=run_dir, options=options))
+        (run_dir / under).mkdir(exist_ok=True)
+        started.append(RunningBroker(device=device, run_dir=run_dir / under, options=options))
         return started[-1]
 
     yield start

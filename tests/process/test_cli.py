@@ -94,6 +94,7 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
     [
         (("pause", "nobody/weights"), 1, "UnknownSession: "),
         (("pause", "weights"), 1, "InvalidArgument: "),
+        (("pause", "rollout/\udcff"), 1, "InvalidArgument: "),
         (("resume", "rollout/weights"), 1, "UnknownTag: "),
         (("status", "--device", "host:99999"), 1, "BrokerUnavailable: "),
         (("status", "--device", "host:x"), 1, "InvalidArgument: "),

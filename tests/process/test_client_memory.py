@@ -550,6 +550,7 @@ ODD_SHAPES: tuple[object, ...] = (
     (2**62, 4),
     (2**33, 2**33),
     2**64 + 8,
+    pytest.param(10**5000, id="endless"),
     (0, 2**64),
     (-1,),
     (True,),
