@@ -116,8 +116,15 @@ def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
         and not tensor.is_nested
         and not tensor.is_conj()
         and not tensor.is_neg()
+        and not _has_zeros_only(tensor)
         and _dispatches_plainly(type(tensor))
     )
+
+
+def _has_zeros_only(tensor: torch.Tensor) -> bool:
+    # A gradient of nothing but zeroes may be a tensor without memory ("efficient zero tensor"), on the CPU and strided.
+    ask: Callable[[], bool] = getattr(tensor, "_is_zerotensor")  # noqa: B009 (torch does not type it)
+    return ask()
 
 
 def _dispatches_plainly(kind: type) -> bool:
