@@ -164,7 +164,16 @@ def test_a_daemon_that_is_gone_does_not_hide_the_others(
     done = command(broker, "status")
     assert done.returncode == 1
     assert "kv_cache" in done.stdout
-    assert command(broker, "pause", "rollout/kv_cache").returncode == 0
+    done = command(broker, "pause", "rollout/kv_cache")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = command(broker, "pause", "nobody/kv_cache")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("UnknownSession: ")
+    assert other.device in done.stderr
+    broker.kill()
+    done = command(broker, "resume", "rollout/kv_cache")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("BrokerUnavailable: ")
 
 
 def test_what_a_message_says_does_not_act_on_the_terminal() -> None:
