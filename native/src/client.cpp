@@ -1,7 +1,6 @@
 #include "client.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "registry.h"
@@ -48,13 +47,6 @@ std::vector<std::string> names_of(const std::vector<Tag *> &tags) {
 
 bool is_known_to_daemon(const Tag &tag) {
   return std::any_of(tag.leases.begin(), tag.leases.end(), [](const Lease *lease) { return lease->number != 0; });
-}
-
-template <std::size_t N>
-void put_text(char (&into)[N], const std::string &text) {
-  const std::size_t length = std::min(text.size(), N - 1);
-  std::memcpy(into, text.data(), length);
-  into[length] = '\0';
 }
 
 // What the ABI calls the kind of a device: a GPU goes by its UUID at the daemon.
