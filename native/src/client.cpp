@@ -194,6 +194,12 @@ void Client::give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline) 
   if (!book_.changed.wait_until(lock, deadline, [&] { return book_.sweeps_done >= sweeps; })) throw no_answer(GRACE_MS);
 }
 
+// The same, and with it what leases have to spare: nothing that the caller then asks for is refused for that.
+void Client::give_back_all(Lock &lock, Clock::time_point deadline) {
+  if (book_.release_spares(Clock::time_point::max())) wake_.ring();
+  give_back(lock, book_.sweeps_wanted, deadline);
+}
+
 void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
   if (size_bytes == 0) throw invalid_argument("an allocation has at least one byte", lease.tag.name);
   const auto deadline = deadline_of(timeout_ms);
@@ -347,8 +353,7 @@ void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool relea
   const auto deadline = deadline_of(timeout_ms);
   const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
   if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
-  if (book_.release_spares(Clock::time_point::max())) wake_.ring();
-  give_back(lock, book_.sweeps_wanted, deadline);
+  give_back_all(lock, deadline);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   if (!known.empty()) {
@@ -364,7 +369,7 @@ std::vector<bool> Client::resume(const std::vector<std::string> &names, uint32_t
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
-  give_back(lock, book_.sweeps_wanted, deadline_of(timeout_ms));
+  give_back_all(lock, deadline_of(timeout_ms));
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   record::Done done{};
