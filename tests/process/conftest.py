@@ -21,7 +21,8 @@ import pytest
 from vrambroker.client.discovery import RUN_DIR_VARIABLE, Endpoint
 from vrambroker.client.rpc import Control, OperatorHandshake
 
-DEADLINE_S = 30.0
+# Long enough for a worker that imports torch on a machine with five times as much to do as it can.
+DEADLINE_S = 60.0
 _numbers = itertools.count()
 
 PRELUDE = """
@@ -101,12 +102,8 @@ class RunningBroker:
 StartBroker = Callable[..., RunningBroker]
 
 
-@pytest.fixture
-def start_broker() -> Iterator[StartBroker]:
-    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`.
-
-    `under` names a run directory in their common one.
-    """
+@contextlib.contextmanager
+def _brokers() -> Iterator[StartBroker]:
     started: list[RunningBroker] = []
     run_dir = Path(tempfile.mkdtemp(prefix="vrb-"))
 
@@ -125,6 +122,23 @@ def start_broker() -> Iterator[StartBroker]:
     logs = [broker.log() for broker in started]
     shutil.rmtree(run_dir)
     assert not any(codes), logs
+
+
+@pytest.fixture
+def start_broker() -> Iterator[StartBroker]:
+    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`.
+
+    `under` names a run directory in their common one.
+    """
+    with _brokers() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_broker() -> Iterator[RunningBroker]:
+    """One daemon for all tests of a file that are to be refused and leave nothing behind."""
+    with _brokers() as start:
+        yield start()
 
 
 @pytest.fixture
@@ -222,9 +236,8 @@ class Worker:
 StartWorker = Callable[[str], Worker]
 
 
-@pytest.fixture
-def start_worker(broker: RunningBroker) -> Iterator[StartWorker]:
-    """Start Python processes that find `broker`; `tell(...)` and `told()` are there for talking to the test."""
+@contextlib.contextmanager
+def _workers(broker: RunningBroker) -> Iterator[StartWorker]:
     started: list[Worker] = []
 
     def start(source: str) -> Worker:
@@ -234,6 +247,20 @@ def start_worker(broker: RunningBroker) -> Iterator[StartWorker]:
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def start_worker(broker: RunningBroker) -> Iterator[StartWorker]:
+    """Start Python processes that find `broker`; `tell(...)` and `told()` are there for talking to the test."""
+    with _workers(broker) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_worker(shared_broker: RunningBroker) -> Iterator[StartWorker]:
+    """The same for `shared_broker`."""
+    with _workers(shared_broker) as start:
+        yield start
 
 
 WaitFor = Callable[[Control, Callable[[], bool]], None]

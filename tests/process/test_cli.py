@@ -89,6 +89,13 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def attended(shared_broker: "RunningBroker", start_shared_worker: "StartWorker") -> "RunningBroker":
+    """The daemon that the file's tests share, with a session."""
+    assert start_shared_worker(HOLDER).ask("scoped") == "ready"
+    return shared_broker
+
+
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
@@ -111,10 +118,9 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    broker: "RunningBroker", start_worker: "StartWorker", words: tuple[str, ...], code: int, error: str
+    attended: "RunningBroker", words: tuple[str, ...], code: int, error: str
 ) -> None:
-    assert start_worker(HOLDER).ask("scoped") == "ready"
-    done = command(broker, *words)
+    done = command(attended, *words)
     assert done.returncode == code, done
     assert done.stderr.startswith(error), done.stderr
     assert code == 2 or done.stderr.count("\n") == 1
