@@ -105,16 +105,17 @@ def _one_endpoint(device: str | None) -> "Endpoint":
     return found[0]
 
 
-def _reachable(stack: ExitStack, found: Iterable["Endpoint"]) -> tuple[list["Control"], int]:
-    """Connect to every daemon that answers, until the stack is closed, and report the others; returns how many."""
+def _reachable(
+    stack: ExitStack, found: Iterable["Endpoint"]
+) -> tuple[list["Control"], dict[str, BrokerError | OSError]]:
+    """Connect to every daemon that answers, until the stack is closed; returns of the other devices what came instead."""
     controls: list[Control] = []
-    dead = 0
+    dead: dict[str, BrokerError | OSError] = {}
     for endpoint in found:
         try:
             controls.append(stack.enter_context(_acting_on(endpoint)))
         except (BrokerError, OSError) as error:
-            _report(error)
-            dead += 1
+            dead[endpoint.device] = error
     return controls, dead
 
 
@@ -154,6 +155,8 @@ def status(
     _use_run_dir(run_dir)
     with _reported(), ExitStack() as stack:
         controls, dead = _reachable(stack, _endpoints(device))
+        for error in dead.values():
+            _report(error)
         console = Console()
 
         def now() -> list["Status"]:
@@ -193,14 +196,17 @@ def _split(target: str) -> tuple[str, str]:
 
 @contextmanager
 def _acting_on_session(session: str, device: str | None) -> Iterator["Control"]:
-    """Connect to the daemon that has a session of this name; those that don't answer are reported."""
+    """Connect to the daemon that has a session of this name; if none has, one error tells of those that don't answer."""
     with ExitStack() as stack:
-        controls, _ = _reachable(stack, _endpoints(device))
+        controls, dead = _reachable(stack, _endpoints(device))
         for control in controls:
             if any(entry.name == session and not entry.ended for entry in control.status().sessions):
                 yield control
                 return
-    raise UnknownSession(message=f"no session named {session!r} is attached", session=session)
+    if not controls:
+        raise next(iter(dead.values()))
+    unsure = f", and {', '.join(dead)} did not answer" if dead else ""
+    raise UnknownSession(message=f"no session named {session!r} is attached{unsure}", session=session)
 
 
 @app.command()

@@ -50,11 +50,12 @@ def run_dirs() -> tuple[Path, ...]:
     """Return the run directories to search, most telling first."""
     named = os.environ.get(RUN_DIR_VARIABLE)
     if named:
-        return (Path(named),)
+        # Absolute, since a worker that changes its directory must find its daemon again.
+        return (Path(named).absolute(),)
     session = os.environ.get("XDG_RUNTIME_DIR")
     if not session:
         return (SYSTEM_RUN_DIR,)
-    return (SYSTEM_RUN_DIR, Path(session) / "vrambroker")
+    return (SYSTEM_RUN_DIR, Path(session).absolute() / "vrambroker")
 
 
 def endpoints() -> tuple[Endpoint, ...]:

@@ -6,6 +6,7 @@ Every call lets go of the GIL while it is in the library, is thread-safe, and ra
 
 import ctypes
 import math
+import os
 import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -202,7 +203,8 @@ def milliseconds(timeout_s: object) -> int:
 
     Raises `InvalidArgument` for a negative one or none at all.
     """
-    if not isinstance(timeout_s, int | float) or math.isnan(timeout_s) or timeout_s < 0:
+    # Not math.isnan, which can't take an integer beyond all floats.
+    if not (isinstance(timeout_s, int | float) and timeout_s >= 0):
         raise errors.InvalidArgument(message=f"timeout {timeout_s!r}: expected seconds, 0 or more", argument="timeout")
     return _U32_MAX if timeout_s * 1000 >= _U32_MAX else math.ceil(timeout_s * 1000)
 
@@ -234,7 +236,7 @@ class Client:
         self._handle = c_void_p()
         error = _Error()
         status = self._library.vrb_connect(
-            socket_path.encode(),
+            os.fsencode(socket_path),
             check_label(name, "name"),
             device.encode(),
             version.encode(),
@@ -283,7 +285,7 @@ class Client:
         self._call("vrb_free", address)
 
     def pause(self, tags: Sequence[str], *, release: bool, timeout_s: float) -> None:
-        self._call("vrb_pause", _labels(tags), len(tags), int(release), milliseconds(timeout_s))
+        self._call("vrb_pause", _labels(tags), len(tags), int(bool(release)), milliseconds(timeout_s))
 
     def resume(self, tags: Sequence[str], *, timeout_s: float) -> dict[str, bool]:
         """Bring tags back; tell of each whether its pages are the same."""

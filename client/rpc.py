@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from vrambroker.broker.adapters import records
-from vrambroker.broker.adapters.metadata import ERROR_KEY, TOKEN_KEY
+from vrambroker.broker.adapters.metadata import ERROR_KEY, TOKEN_KEY, grpc_address
 from vrambroker.broker.core.errors import (
     BrokerError,
     BrokerLost,
     DriverFailed,
+    InvalidArgument,
     VersionMismatch,
     WaitExpired,
 )
@@ -81,8 +82,8 @@ class Control:
 
         request = broker_pb2.PauseRequest(
             request_id=_request_id(),
-            session=session,
-            tags=tags,
+            session=_text(session, "session"),
+            tags=[_text(tag, "tag") for tag in tags],
             release=release,
             timeout_ms=native.milliseconds(timeout_s),
         )
@@ -94,7 +95,10 @@ class Control:
         from vrambroker.v1 import broker_pb2
 
         request = broker_pb2.ResumeRequest(
-            request_id=_request_id(), session=session, tags=tags, timeout_ms=native.milliseconds(timeout_s)
+            request_id=_request_id(),
+            session=_text(session, "session"),
+            tags=[_text(tag, "tag") for tag in tags],
+            timeout_ms=native.milliseconds(timeout_s),
         )
         answer = self._ask(lambda stub: stub.Resume, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S)
         same: dict[str, bool] = {}
@@ -165,7 +169,7 @@ class Control:
         """Write a stage's name into the event stream, for the timeline."""
         from vrambroker.v1 import broker_pb2
 
-        request = broker_pb2.MarkRequest(request_id=_request_id(), label=label)
+        request = broker_pb2.MarkRequest(request_id=_request_id(), label=_text(label, "label"))
         self._ask(lambda stub: stub.Mark, request, timeout_s=timeout_s)
 
     def watch(self, *, history: bool = False, until_now: bool = False) -> Iterator[StreamEvent]:
@@ -204,7 +208,7 @@ class Control:
         pid = os.getpid()
         channel = self._channels.get(pid)
         if channel is None:
-            fresh = grpc.insecure_channel(f"unix:{self._endpoint.rpc_socket}", options=_CHANNEL_OPTIONS)
+            fresh = grpc.insecure_channel(grpc_address(self._endpoint.rpc_socket), options=_CHANNEL_OPTIONS)
             channel = self._channels.setdefault(pid, fresh)
             if channel is not fresh:
                 fresh.close()
@@ -346,6 +350,14 @@ def _welcome(connection: socket.socket, endpoint: Endpoint, version: str) -> rec
         raise native.decoded(answer.detail)
     assert isinstance(answer, records.Welcome)
     return answer
+
+
+def _text(text: object, argument: str) -> str:
+    """Return what a message can carry, as it is; whether the daemon likes it is its own matter."""
+    # Bytes that were no UTF-8 come as lone surrogates from a command line.
+    if not isinstance(text, str) or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InvalidArgument(message=f"{argument} {text!r} is no text", argument=argument)
+    return text
 
 
 def _request_id() -> str:

@@ -85,18 +85,26 @@ def _check_type(dtype: object) -> None:
 
 def _counts(shape: Sequence[object]) -> tuple[int, ...]:
     """Return the sizes as integers, if that is what they are. torch counts bytes in 63 bits."""
-    shown = str(tuple(shape))[:100]
     try:
         counts = [operator.index(size) for size in shape if not isinstance(size, bool)]  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     except TypeError:
         counts = []
     if len(counts) < len(shape):
-        raise InvalidArgument(message=f"shape {shown}: sizes are integers", argument="shape")
+        raise _no_shape(shape, "sizes are integers")
     if any(size < 0 for size in counts):
-        raise InvalidArgument(message=f"shape {shown}: sizes can't be negative", argument="shape")
+        raise _no_shape(shape, "sizes can't be negative")
     if math.prod(max(size, 1) for size in counts) * ITEM_BYTES_MAX > BYTES_MAX:
-        raise InvalidArgument(message=f"shape {shown}: no device has so much memory", argument="shape")
+        raise _no_shape(shape, "no device has so much memory")
     return tuple(counts)
+
+
+def _no_shape(shape: Sequence[object], why: str) -> InvalidArgument:
+    try:
+        shown = str(tuple(shape))[:100]
+    except ValueError:
+        # Python does not write integers of thousands of digits.
+        shown = "of sizes beyond all bounds"
+    return InvalidArgument(message=f"shape {shown}: {why}", argument="shape")
 
 
 def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
@@ -108,8 +116,15 @@ def is_plain(tensor: torch.Tensor, device: torch.device = CPU) -> bool:
         and not tensor.is_nested
         and not tensor.is_conj()
         and not tensor.is_neg()
+        and not _has_zeros_only(tensor)
         and _dispatches_plainly(type(tensor))
     )
+
+
+def _has_zeros_only(tensor: torch.Tensor) -> bool:
+    # A gradient of nothing but zeroes may be a tensor without memory ("efficient zero tensor"), on the CPU and strided.
+    ask: Callable[[], bool] = getattr(tensor, "_is_zerotensor")  # noqa: B009 (torch does not type it)
+    return ask()
 
 
 def _dispatches_plainly(kind: type) -> bool:

@@ -5,7 +5,7 @@ strict: whatever is short, long, unknown or left over raises `BadRecord`, and th
 """
 
 import struct
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 PROTOCOL = 1
@@ -482,8 +482,3 @@ def decode(packet: bytes, fds: int, accept: tuple[type[Record], ...]) -> Record:
     if not reader.finished():
         raise BadRecord("the packet is longer than its fields")
     return record(**values)
-
-
-def field_names(record: type[Record]) -> tuple[str, ...]:
-    """Return the names of a record's fields, in order."""
-    return tuple(item.name for item in fields(record))

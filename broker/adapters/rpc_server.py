@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -14,6 +13,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from vrambroker.broker.adapters.metadata import grpc_address
 from vrambroker.broker.adapters.rpc import BrokerService, Context, refuse
 from vrambroker.broker.adapters.run_dir import private_umask
 from vrambroker.broker.core.errors import InvalidArgument, QuotaExceeded
@@ -130,7 +130,7 @@ class RpcServer:
     async def start(self, path: Path, admit: Callable[[Path], None]) -> None:
         """Listen on this path, let in whom `admit` says, and report SERVING."""
         with private_umask():
-            self._server.add_insecure_port(f"unix:{quote(str(path), safe='/:')}")
+            self._server.add_insecure_port(grpc_address(path))
         await self._server.start()
         admit(path)
         await self._tell(health_pb2.HealthCheckResponse.SERVING)

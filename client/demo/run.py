@@ -3,6 +3,7 @@
 Exit code 0 if everything that it is to show came true; else 1, and a line on stderr that begins with the error's name.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Generator
@@ -47,6 +48,7 @@ def main(
     """
     try:
         with _interruptible():
+            _require_writable(OUT if report is None else report)
             _run(_device_of(device), report, _size_of(size), _limits_of(steps, seconds))
     except (DemoFailed, BrokerError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
@@ -105,6 +107,16 @@ def _conclude(ensemble: Ensemble, size: Size, course: Course, path: Path) -> Rep
         timeline=str(picture),
         trace=str(trace),
     )
+
+
+def _require_writable(path: Path) -> None:
+    """Raise `InvalidArgument` if nothing can be written there: now, rather than after minutes of training."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(message=f"{path.parent} can't be made: {error.strerror}", argument="report") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidArgument(message=f"a report can't be written to {path}", argument="report")
 
 
 def _device_of(named: str | None) -> str:

@@ -14,7 +14,6 @@ EQUALS = BASE
 
 VOCABULARY = BASE + 1
 PROMPT_LENGTH = DIGITS + 1
-SEQUENCE_LENGTH = PROMPT_LENGTH + DIGITS
 
 
 def make_prompts(rng: random.Random, count: int) -> list[list[int]]:

@@ -206,9 +206,8 @@ void Agent::answered(const FromDaemon &record) {
   } else if (const auto *error = std::get_if<record::Error>(&record)) {
     number = error->request;
     stop_expecting(book_.requests.answer(*error));
-  } else {
-    book_.draining = true;
   }
+  // DRAINING asks nothing of us: what is wanted from now on is refused, and says so.
   if (number != 0 && number == bye_request_) done_ = true;
 }
 

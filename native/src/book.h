@@ -40,7 +40,7 @@ class Gone {
 struct Order {
   std::vector<std::string> tags;
   bool told_busy = false;
-  bool told_quiet = false;
+  bool answered = false;  // by QUIET, or by BUSY for good
 };
 
 class Book {
@@ -90,7 +90,6 @@ class Book {
   // Sweeps that were asked for, and how many of those are over: then what had been free is on its way to the daemon.
   uint64_t sweeps_wanted = 0;
   uint64_t sweeps_done = 0;
-  bool draining = false;
   uint64_t reserved_bytes = 0;
   uint64_t mapped_bytes = 0;
   uint64_t copied_out_bytes = 0;

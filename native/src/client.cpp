@@ -1,7 +1,6 @@
 #include "client.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "registry.h"
@@ -48,13 +47,6 @@ std::vector<std::string> names_of(const std::vector<Tag *> &tags) {
 
 bool is_known_to_daemon(const Tag &tag) {
   return std::any_of(tag.leases.begin(), tag.leases.end(), [](const Lease *lease) { return lease->number != 0; });
-}
-
-template <std::size_t N>
-void put_text(char (&into)[N], const std::string &text) {
-  const std::size_t length = std::min(text.size(), N - 1);
-  std::memcpy(into, text.data(), length);
-  into[length] = '\0';
 }
 
 // What the ABI calls the kind of a device: a GPU goes by its UUID at the daemon.
@@ -201,6 +193,12 @@ Lease &Client::open_lease(const std::string &tag, vrb_contents contents) {
 // on the same connection, so the daemon finds room that this process has just made.
 void Client::give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline) {
   if (!book_.changed.wait_until(lock, deadline, [&] { return book_.sweeps_done >= sweeps; })) throw no_answer(GRACE_MS);
+}
+
+// The same, and with it what leases have to spare: nothing that the caller then asks for is refused for that.
+void Client::give_back_all(Lock &lock, Clock::time_point deadline) {
+  if (book_.release_spares(Clock::time_point::max())) wake_.ring();
+  give_back(lock, book_.sweeps_wanted, deadline);
 }
 
 void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
@@ -356,8 +354,7 @@ void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool relea
   const auto deadline = deadline_of(timeout_ms);
   const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
   if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
-  if (book_.release_spares(Clock::time_point::max())) wake_.ring();
-  give_back(lock, book_.sweeps_wanted, deadline);
+  give_back_all(lock, deadline);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   if (!known.empty()) {
@@ -373,7 +370,7 @@ std::vector<bool> Client::resume(const std::vector<std::string> &names, uint32_t
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
-  give_back(lock, book_.sweeps_wanted, deadline_of(timeout_ms));
+  give_back_all(lock, deadline_of(timeout_ms));
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   record::Done done{};

@@ -77,6 +77,7 @@ class Client {
   void free_put_off();
   void seek_daemon();
   void give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline);
+  void give_back_all(Lock &lock, Clock::time_point deadline);
   uint64_t spare_for(const Lease &lease, const Range::Window &window) const;
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);

@@ -5,7 +5,7 @@ namespace vrb {
 bool Orders::refuse(const record::PauseOrder &order) {
   for (const std::string &name : order.tags) {
     const Tag *tag = book_.find_tag(name);
-    if (tag != nullptr && tag->gate.was_used()) continue;
+    if (tag != nullptr && tag->gate.was_used() && !book_.closed) continue;
     send(record::Busy{order.order, 1, name, ""});
     return true;
   }
@@ -17,7 +17,7 @@ void Orders::take(const record::PauseOrder &order) {
   const auto known = book_.orders.find(order.order);
   if (known != book_.orders.end()) {
     // Sent again after a reconnect: the answer may be lost, so it is given again.
-    known->second.told_busy = known->second.told_quiet = false;
+    known->second.told_busy = known->second.answered = false;
   } else {
     if (refuse(order)) return;
     book_.orders.emplace(order.order, Order{order.tags, false, false});
@@ -30,34 +30,37 @@ void Orders::take(const record::PauseOrder &order) {
   review_one(order.order, book_.orders.at(order.order));
 }
 
+void Orders::open_gates(uint64_t number, const Order &order) {
+  for (const std::string &name : order.tags) {
+    Tag &tag = book_.tag(name);
+    tag.orders.erase(number);
+    tag.quiet.erase(number);
+    tag.set_gate();
+  }
+}
+
 void Orders::cancel(const record::PauseCancelled &order) {
   const std::lock_guard lock(book_.mutex);
   const auto known = book_.orders.find(order.order);
   if (known == book_.orders.end()) return;
-  for (const std::string &name : known->second.tags) {
-    Tag &tag = book_.tag(name);
-    tag.orders.erase(order.order);
-    tag.quiet.erase(order.order);
-    tag.set_gate();
-  }
+  open_gates(known->first, known->second);
   book_.orders.erase(known);
 }
 
 void Orders::forget() {
   const std::lock_guard lock(book_.mutex);
-  for (const auto &[number, order] : book_.orders) {
-    for (const std::string &name : order.tags) {
-      Tag &tag = book_.tag(name);
-      tag.orders.erase(number);
-      tag.quiet.erase(number);
-      tag.set_gate();
-    }
-  }
+  for (const auto &[number, order] : book_.orders) open_gates(number, order);
   book_.orders.clear();
 }
 
 void Orders::review_one(uint64_t number, Order &order) {
-  if (order.told_quiet) return;
+  if (order.answered) return;
+  if (book_.closed) {
+    order.answered = true;
+    send(record::Busy{number, 1, order.tags.empty() ? "" : order.tags.front(), ""});
+    open_gates(number, order);
+    return;
+  }
   for (const std::string &name : order.tags) {
     const Tag &tag = book_.tag(name);
     if (!tag.gate.is_quiet()) {
@@ -71,7 +74,7 @@ void Orders::review_one(uint64_t number, Order &order) {
     // Memory on its way to a vrb_malloc is handed out before the tag is called quiet.
     if (tag.is_growing()) return;
   }
-  order.told_quiet = true;
+  order.answered = true;
   for (const std::string &name : order.tags) book_.tag(name).quiet.insert(number);
   send(record::Quiet{number});
 }

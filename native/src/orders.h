@@ -1,6 +1,7 @@
 // The daemon's orders to pause: gates are closed at once, and the answer is given when nobody is inside any more.
 //
-// The agent's, like the mover. A tag that no scope was ever opened on can't be known to be quiet; its order is refused.
+// The agent's, like the mover. A tag that no scope was ever opened on can't be known to be quiet; its order is refused. So is
+// every order once the client is closed: its tensors live on, in no scope, and nobody could resume them.
 #pragma once
 
 #include <string>
@@ -26,6 +27,7 @@ class Orders {
   bool refuse(const record::PauseOrder &order);
   void review_one(uint64_t number, Order &order);
   bool is_held(uint64_t number, const Order &order);
+  void open_gates(uint64_t number, const Order &order);
   void send(const FromClient &record) { channel_.send(encode(record)); }
 
   Book &book_;

@@ -1,6 +1,5 @@
 #include "status.h"
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -52,17 +51,6 @@ Error version_mismatch(const std::string &message) {
 Error forked() {
   return {VRB_FORKED, "WrongState", "this process was forked from the one that connected; connect anew"};
 }
-
-namespace {
-
-template <std::size_t N>
-void put_text(char (&into)[N], const std::string &text) noexcept {
-  const std::size_t length = std::min(text.size(), N - 1);
-  std::memcpy(into, text.data(), length);
-  into[length] = '\0';
-}
-
-}  // namespace
 
 void fill(vrb_error *into, const Error &error) noexcept {
   if (into == nullptr) return;

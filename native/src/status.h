@@ -4,6 +4,7 @@
 // own: what fails there is told to the daemon as a `failure`.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <string>
@@ -35,6 +36,14 @@ Error no_answer(uint32_t waited_ms);
 Error driver_failed(const std::string &failure);
 Error version_mismatch(const std::string &message);
 Error forked();
+
+// Writes a text into a field of the C border, cut to its length.
+template <std::size_t N>
+void put_text(char (&into)[N], const std::string &text) noexcept {
+  const std::size_t length = text.size() < N ? text.size() : N - 1;
+  text.copy(into, length);
+  into[length] = '\0';
+}
 
 // Writes the error into what the caller of the C border gave, cut to its fields. `into` may be null.
 void fill(vrb_error *into, const Error &error) noexcept;

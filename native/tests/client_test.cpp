@@ -499,6 +499,24 @@ TEST(client, what_is_spare_goes_back_before_another_lease_is_refused) {
   growing.join();
 }
 
+TEST(client, what_is_spare_goes_back_before_a_resume) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
+  Background resuming([&] {
+    allocate(lease, FRAME);
+    allocate(other, FRAME);
+    allocate(other, FRAME);
+    CHECK_OK(peer::resume(client, {"weights"}));
+  });
+  peer.serve_lease(3, {{4}});
+  peer.serve_lease(7, {{5}});
+  peer.serve_lease(7, {{6}, {8}});
+  CHECK(peer.expect<record::Return>().slots == std::vector<uint64_t>{8});
+  peer.done(peer.expect<record::Resume>().request);
+  resuming.join();
+}
+
 TEST(client, a_torch_hook_allocates_from_its_lease_in_any_thread) {
   Peer peer;
   vrb_client *client = attach(peer);

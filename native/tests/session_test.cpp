@@ -348,6 +348,24 @@ TEST(session, close_returns_what_is_free_and_leaves_what_is_not) {
   CHECK(vrb_close(grown.client, nullptr) == VRB_OK);
 }
 
+TEST(session, a_closed_client_is_never_paused_from_outside) {
+  Peer peer;
+  Grown grown(peer);
+  CHECK_OK(enter(grown.client, {"weights"}, "step"));
+  peer.send(record::PauseOrder{7, {"weights"}});
+  CHECK_EQ(+peer.expect<record::Busy>().final, 0);
+  Background closing([&] { CHECK(vrb_close(grown.client, nullptr) == VRB_OK); });
+  const auto waiting = peer.expect<record::Busy>();
+  CHECK_EQ(waiting.order, uint64_t{7});
+  CHECK_EQ(+waiting.final, 1);
+  closing.join();
+  CHECK_OK(peer::exit(grown.client, {"weights"}, "step"));
+  peer.send(record::PauseOrder{8, {"weights"}});
+  const auto late = peer.expect<record::Busy>();
+  CHECK_EQ(late.order, uint64_t{8});
+  CHECK_EQ(+late.final, 1);
+}
+
 TEST(session, close_of_an_idle_client_says_goodbye) {
   Peer peer;
   vrb_client *client = attach(peer);

@@ -21,7 +21,8 @@ import pytest
 from vrambroker.client.discovery import RUN_DIR_VARIABLE, Endpoint
 from vrambroker.client.rpc import Control, OperatorHandshake
 
-DEADLINE_S = 30.0
+# Long enough for a worker that imports torch on a machine with five times as much to do as it can.
+DEADLINE_S = 60.0
 _numbers = itertools.count()
 
 PRELUDE = """
@@ -101,16 +102,16 @@ class RunningBroker:
 StartBroker = Callable[..., RunningBroker]
 
 
-@pytest.fixture
-def start_broker() -> Iterator[StartBroker]:
-    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`."""
+@contextlib.contextmanager
+def _brokers() -> Iterator[StartBroker]:
     started: list[RunningBroker] = []
     run_dir = Path(tempfile.mkdtemp(prefix="vrb-"))
 
-    def start(*, capacity: str = "64MiB", host_budget: str = "128MiB") -> RunningBroker:
+    def start(*, capacity: str = "64MiB", host_budget: str = "128MiB", under: str = "") -> RunningBroker:
         device = f"host:{os.getpid() % 1_000_000}{next(_numbers) % 1000:03}"
         options = ["--capacity", capacity, "--host-budget", host_budget]
-        started.append(RunningBroker(device=device, run_dir=run_dir, options=options))
+        (run_dir / under).mkdir(exist_ok=True)
+        started.append(RunningBroker(device=device, run_dir=run_dir / under, options=options))
         return started[-1]
 
     yield start
@@ -121,6 +122,23 @@ def start_broker() -> Iterator[StartBroker]:
     logs = [broker.log() for broker in started]
     shutil.rmtree(run_dir)
     assert not any(codes), logs
+
+
+@pytest.fixture
+def start_broker() -> Iterator[StartBroker]:
+    """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`.
+
+    `under` names a run directory in their common one.
+    """
+    with _brokers() as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_broker() -> Iterator[RunningBroker]:
+    """One daemon for all tests of a file that are to be refused and leave nothing behind."""
+    with _brokers() as start:
+        yield start()
 
 
 @pytest.fixture
@@ -218,9 +236,8 @@ class Worker:
 StartWorker = Callable[[str], Worker]
 
 
-@pytest.fixture
-def start_worker(broker: RunningBroker) -> Iterator[StartWorker]:
-    """Start Python processes that find `broker`; `tell(...)` and `told()` are there for talking to the test."""
+@contextlib.contextmanager
+def _workers(broker: RunningBroker) -> Iterator[StartWorker]:
     started: list[Worker] = []
 
     def start(source: str) -> Worker:
@@ -230,6 +247,20 @@ def start_worker(broker: RunningBroker) -> Iterator[StartWorker]:
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def start_worker(broker: RunningBroker) -> Iterator[StartWorker]:
+    """Start Python processes that find `broker`; `tell(...)` and `told()` are there for talking to the test."""
+    with _workers(broker) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_worker(shared_broker: RunningBroker) -> Iterator[StartWorker]:
+    """The same for `shared_broker`."""
+    with _workers(shared_broker) as start:
+        yield start
 
 
 WaitFor = Callable[[Control, Callable[[], bool]], None]

@@ -89,11 +89,19 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def attended(shared_broker: "RunningBroker", start_shared_worker: "StartWorker") -> "RunningBroker":
+    """The daemon that the file's tests share, with a session."""
+    assert start_shared_worker(HOLDER).ask("scoped") == "ready"
+    return shared_broker
+
+
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
         (("pause", "nobody/weights"), 1, "UnknownSession: "),
         (("pause", "weights"), 1, "InvalidArgument: "),
+        (("pause", "rollout/\udcff"), 1, "InvalidArgument: "),
         (("resume", "rollout/weights"), 1, "UnknownTag: "),
         (("status", "--device", "host:99999"), 1, "BrokerUnavailable: "),
         (("status", "--device", "host:x"), 1, "InvalidArgument: "),
@@ -110,10 +118,9 @@ def test_pause_of_a_tag_without_scopes_is_refused_in_one_line(
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    broker: "RunningBroker", start_worker: "StartWorker", words: tuple[str, ...], code: int, error: str
+    attended: "RunningBroker", words: tuple[str, ...], code: int, error: str
 ) -> None:
-    assert start_worker(HOLDER).ask("scoped") == "ready"
-    done = command(broker, *words)
+    done = command(attended, *words)
     assert done.returncode == code, done
     assert done.stderr.startswith(error), done.stderr
     assert code == 2 or done.stderr.count("\n") == 1
@@ -163,7 +170,16 @@ def test_a_daemon_that_is_gone_does_not_hide_the_others(
     done = command(broker, "status")
     assert done.returncode == 1
     assert "kv_cache" in done.stdout
-    assert command(broker, "pause", "rollout/kv_cache").returncode == 0
+    done = command(broker, "pause", "rollout/kv_cache")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = command(broker, "pause", "nobody/kv_cache")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("UnknownSession: ")
+    assert other.device in done.stderr
+    broker.kill()
+    done = command(broker, "resume", "rollout/kv_cache")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("BrokerUnavailable: ")
 
 
 def test_what_a_message_says_does_not_act_on_the_terminal() -> None:

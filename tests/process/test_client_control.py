@@ -1,9 +1,12 @@
 """The control plane from Python, against the real daemon: status, stream, errors, and a daemon that goes away."""
 
+import os
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,11 +17,14 @@ from vrambroker.client import (
     PeerUnidentified,
     UnknownSession,
 )
+from vrambroker.client.discovery import RUN_DIR_VARIABLE
 from vrambroker.client.rpc import Control, OperatorHandshake
 from vrambroker.client.status import StreamEvent
 
 if TYPE_CHECKING:
     from tests.process.conftest import RunningBroker, StartBroker, StartWorker
+
+DEADLINE_S = 30.0
 
 
 def test_status_of_an_idle_broker(broker: "RunningBroker", control: Control) -> None:
@@ -52,6 +58,39 @@ def test_errors_come_as_their_class_with_their_fields(control: Control) -> None:
     with pytest.raises(InvalidArgument) as refused:
         control.mark("x" * 10_000)
     assert refused.value.argument == "label"
+
+
+@pytest.mark.parametrize("text", ["\udcff", 3, None], ids=ascii)
+def test_what_is_no_text_is_refused_before_it_is_sent(control: Control, text: Any) -> None:
+    with pytest.raises(InvalidArgument, match="label"):
+        control.mark(text)
+    with pytest.raises(InvalidArgument, match="session"):
+        control.pause(text, ["x"])
+    with pytest.raises(InvalidArgument, match="tag"):
+        control.resume("nobody", [text])
+
+
+ELSEWHERE = """
+import os
+from vrambroker.client import connect
+with connect("rollout") as memory:
+    os.chdir("/")
+    print(memory.status().session("rollout").name)
+"""
+
+
+def test_a_run_directory_may_have_any_name_and_be_a_relative_one(start_broker: "StartBroker") -> None:
+    # Signs that mean something in a URI, and a byte that is no UTF-8.
+    broker = start_broker(under="a%20b#?é " + os.fsdecode(b"\xff"))
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE],
+        cwd=broker.run_dir.parent,
+        env={**os.environ, RUN_DIR_VARIABLE: broker.run_dir.name},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "rollout\n", "")
 
 
 def test_closing_ends_a_stream_that_another_thread_reads(broker: "RunningBroker") -> None:

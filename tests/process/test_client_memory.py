@@ -42,6 +42,14 @@ def memory(broker: "RunningBroker") -> Iterator[Memory]:
         yield attached
 
 
+@pytest.fixture
+def lasting(shared_broker: "RunningBroker", monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
+    """As `memory`, of a daemon that many tests share: for what is refused and changes nothing."""
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(shared_broker.run_dir))
+    with connect("worker", shared_broker.device) as attached:
+        yield attached
+
+
 def tag_of(memory: Memory, tag: str) -> TagStatus:
     session = memory.status().session(memory.name)
     assert session is not None
@@ -94,9 +102,12 @@ def test_connecting_where_no_daemon_is(broker: "RunningBroker") -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "a/b", "a\0b"])
-def test_a_name_that_is_none_is_refused(broker: "RunningBroker", name: str) -> None:
+def test_a_name_that_is_none_is_refused(
+    shared_broker: "RunningBroker", monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(shared_broker.run_dir))
     with pytest.raises(InvalidArgument):
-        connect(name, broker.device)
+        connect(name, shared_broker.device)
 
 
 def test_an_empty_tensor_is_leased_and_given_back(memory: Memory, control: Control, wait_for: "WaitFor") -> None:
@@ -132,19 +143,19 @@ def test_many_small_tensors_share_frames(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("shape", [(-1,), (1 << 60,)])
-def test_sizes_that_cannot_be_are_refused(memory: Memory, shape: tuple[int, ...]) -> None:
+def test_sizes_that_cannot_be_are_refused(lasting: Memory, shape: tuple[int, ...]) -> None:
     with pytest.raises((InvalidArgument, OutOfDeviceMemory)):
-        memory.empty(shape, tag="a", timeout=0)
-    assert memory.empty(4, tag="a").numel() == 4
+        lasting.empty(shape, tag="a", timeout=0)
+    assert lasting.empty(4, tag="a").numel() == 4
 
 
 @pytest.mark.parametrize("tag", ["", "a b", "x" * 65, "a/b", "ä"])
-def test_odd_tags_are_refused(memory: Memory, tag: str) -> None:
+def test_odd_tags_are_refused(lasting: Memory, tag: str) -> None:
     for call in (
-        lambda: memory.empty(4, tag=tag),
-        lambda: memory.pause(tag),
-        lambda: memory.resume(tag),
-        lambda: memory.place([torch.ones(2)], tag),
+        lambda: lasting.empty(4, tag=tag),
+        lambda: lasting.pause(tag),
+        lambda: lasting.resume(tag),
+        lambda: lasting.place([torch.ones(2)], tag),
     ):
         with pytest.raises(InvalidArgument):
             call()
@@ -569,6 +580,7 @@ ODD_SHAPES: tuple[object, ...] = (
     (2**62, 4),
     (2**33, 2**33),
     2**64 + 8,
+    pytest.param(10**5000, id="endless"),
     (0, 2**64),
     (-1,),
     (True,),
@@ -580,17 +592,17 @@ ODD_SHAPES: tuple[object, ...] = (
 
 
 @pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
-def test_what_is_no_shape_is_refused_and_leases_nothing(shape: Any, memory: Memory) -> None:
+def test_what_is_no_shape_is_refused_and_leases_nothing(shape: Any, lasting: Memory) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        memory.empty(shape, tag="odd")
+        lasting.empty(shape, tag="odd")
     assert raised.value.argument == "shape"
-    assert memory.stats().allocations == 0
+    assert lasting.stats().allocations == 0
 
 
 @pytest.mark.parametrize("dtype", [float, "float32", 3], ids=str)
-def test_what_is_no_type_is_refused(dtype: Any, memory: Memory) -> None:
+def test_what_is_no_type_is_refused(dtype: Any, lasting: Memory) -> None:
     with pytest.raises(InvalidArgument) as raised:
-        memory.empty(4, dtype=dtype, tag="odd")
+        lasting.empty(4, dtype=dtype, tag="odd")
     assert raised.value.argument == "dtype"
 
 

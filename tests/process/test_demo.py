@@ -164,7 +164,16 @@ def test_an_interrupt_ends_everybody_and_a_second_one_does_not_hurry_it(folder: 
 
 
 @pytest.mark.parametrize(
-    "options", [("--size", "gigantic"), ("--steps", "0"), ("--seconds", "-1"), ("--device", "host:x")], ids=" ".join
+    "options",
+    [
+        ("--size", "gigantic"),
+        ("--steps", "0"),
+        ("--seconds", "-1"),
+        ("--device", "host:x"),
+        ("--report", "/dev/null/demo.json"),
+        ("--report", "/"),
+    ],
+    ids=" ".join,
 )
 def test_what_can_not_be_run_is_refused_in_one_line(folder: Path, options: tuple[str, ...]) -> None:
     with RunningDemo(folder, *options) as demo:

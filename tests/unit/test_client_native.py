@@ -9,7 +9,15 @@ from vrambroker.client import native
 
 @pytest.mark.parametrize(
     ("timeout_s", "expected"),
-    [(0, 0), (0.0001, 1), (1, 1000), (1.0005, 1001), (float("inf"), (1 << 32) - 1), (1e9, (1 << 32) - 1)],
+    [
+        (0, 0),
+        (0.0001, 1),
+        (1, 1000),
+        (1.0005, 1001),
+        (float("inf"), (1 << 32) - 1),
+        (1e9, (1 << 32) - 1),
+        (10**400, (1 << 32) - 1),
+    ],
 )
 def test_only_zero_is_at_once(timeout_s: float, expected: int) -> None:
     assert native.milliseconds(timeout_s) == expected

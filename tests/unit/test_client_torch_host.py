@@ -190,6 +190,15 @@ def test_what_has_no_plain_memory_is_left_alone() -> None:
     assert sparse.to_dense().tolist() == [1, 1, 0]
 
 
+def test_a_gradient_of_zeroes_without_memory_is_left_alone() -> None:
+    given = torch.ones(3, requires_grad=True)
+    with RegionMode(Range()):
+        (gradient,) = torch.autograd.grad(torch.sgn(given).sum(), given)
+    assert gradient.eq(0).all()
+    with pytest.raises(InvalidArgument, match="no plain strided memory"):
+        placing.place(gradient, Range(), grads=False)
+
+
 def test_quantised_tensors_are_left_alone() -> None:
     lease = Range()
     source = torch.tensor([0.5, 1.5])
