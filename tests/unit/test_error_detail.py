@@ -35,11 +35,12 @@ def _filled(error: type[BrokerError]) -> BrokerError:
 
 CONTRACT = {
     "INVALID_ARGUMENT": ("InvalidArgument",),
-    "NOT_FOUND": ("UnknownSession", "UnknownTag", "UnknownLease"),
+    "NOT_FOUND": ("UnknownSession", "UnknownTag", "UnknownLease", "UnknownTicket"),
     "PERMISSION_DENIED": ("NotOwner",),
     "UNAUTHENTICATED": ("PeerUnidentified",),
     "RESOURCE_EXHAUSTED": ("OutOfDeviceMemory", "OutOfHostMemory", "QuotaExceeded"),
     "FAILED_PRECONDITION": ("WrongState", "VersionMismatch", "NotQuiescent"),
+    "CANCELLED": ("Cancelled",),
     "DEADLINE_EXCEEDED": ("WaitExpired",),
     "UNAVAILABLE": ("Draining", "Starting", "BrokerUnavailable", "BrokerLost"),
     "ALREADY_EXISTS": ("RequestConflict",),
