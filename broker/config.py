@@ -8,7 +8,8 @@ from pathlib import Path
 from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
 from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
-from vrambroker.broker.core.limits import GIB, MIB
+from vrambroker.broker.core.limits import MIB
+from vrambroker.broker.sizes import parse_size
 
 # What host memory is counted in; a device's capacity is counted in its smallest frame.
 GRAIN_BYTES = 2 * MIB
@@ -18,24 +19,8 @@ ARENA_FILE_BYTES_MIN = 64 * MIB
 RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 _HOST = re.compile(r"host(?::(\d{1,9}))?")
 _CUDA = re.compile(r"cuda(?::\d{1,4})?|(?:GPU|MIG)-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-def parse_size(text: str, argument: str) -> int:
-    """Return a size in bytes, such as `1.5GiB`, `96MiB` or `1048576`; raises `InvalidArgument`."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2] not in _UNITS:
-        units = ", ".join(unit for unit in _UNITS if unit)
-        raise InvalidArgument(
-            message=f"{argument} {text!r} is not a size: a number and one of {units}", argument=argument
-        )
-    size_bytes = int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
-    if size_bytes <= 0:
-        raise InvalidArgument(message=f"{argument} {text!r} is no memory at all", argument=argument)
-    return size_bytes
 
 
 def parse_device(text: str) -> str:

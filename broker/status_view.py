@@ -11,10 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vrambroker.broker.sizes import size_text
 from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TicketStatus
 
-MIB = 1 << 20
-GIB = 1 << 30
 STATE_STYLES = {
     "resident": "green",
     "idle": "cyan",
@@ -24,15 +23,6 @@ STATE_STYLES = {
     "parked": "dim",
 }
 BAR_CELLS = 40
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a size for people: whole bytes below 1 MiB, one decimal above."""
-    if size_bytes >= GIB:
-        return f"{size_bytes / GIB:.1f} GiB"
-    if size_bytes >= MIB:
-        return f"{size_bytes / MIB:.1f} MiB"
-    return f"{size_bytes} B"
 
 
 def age_text(seconds: float) -> str:
