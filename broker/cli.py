@@ -15,6 +15,7 @@ import typer
 from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
 
 if TYPE_CHECKING:
+    from vrambroker.broker.plan.model import Plan
     from vrambroker.client.discovery import Endpoint
     from vrambroker.client.rpc import Control
     from vrambroker.client.status import Status
@@ -61,9 +62,9 @@ def _report(error: BrokerError | OSError) -> None:
     print(f"{type(error).__name__}: {one_line(text)}", file=sys.stderr)  # noqa: T201
 
 
-def one_line(text: str) -> str:
-    """Return the text with everything that is not printable spelled out."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def one_line(text: str, but: str = "") -> str:
+    """Return the text with everything that is not printable spelled out, `but` for these."""
+    return "".join(letter if letter.isprintable() or letter in but else ascii(letter)[1:-1] for letter in text)
 
 
 def _use_run_dir(run_dir: Path | None) -> None:
@@ -314,6 +315,56 @@ def timeline(
     _use_run_dir(run_dir)
     with _reported(), _acting_on(_one_endpoint(device)) as control:
         write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan of phases and tags, in TOML.")],
+    capacity: Annotated[str | None, typer.Option(help="What there is on the device; else as the file says.")] = None,
+    host_budget: Annotated[str | None, typer.Option(help="What there is on the host; else as the file says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Work out what each phase and each change of phase takes, what does not fit, and how large elastic tags can be.
+
+    What neither an option nor the file says of the device and the host is asked of the daemon, if one is running.
+    """
+    from vrambroker.broker.plan.read import require_sizes
+    from vrambroker.broker.plan.verdict import verdict
+    from vrambroker.broker.plan.view import verdict_json, verdict_text
+
+    _use_run_dir(run_dir)
+    with _reported():
+        planned = _read_plan(file)
+        require_sizes(planned)
+        asked = planned.bounded(capacity, host_budget)
+        worked_out = verdict(_as_the_daemon_has(asked, device))
+        text = json.dumps(verdict_json(worked_out), indent=2) if as_json else verdict_text(worked_out)
+        print(one_line(text, "\n"))  # noqa: T201
+        worked_out.require_fits()
+
+
+def _read_plan(file: Path) -> "Plan":
+    from vrambroker.broker.plan.read import read_plan_of
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(message=f"{file}: this is no UTF-8: {error.reason}", argument="plan") from None
+    return read_plan_of(str(file), text)
+
+
+def _as_the_daemon_has(planned: "Plan", device: str | None) -> "Plan":
+    """Return the plan, bounded by what a running daemon has where it is not bounded yet."""
+    from vrambroker.client.discovery import endpoints
+
+    known = planned.capacity_bytes is not None and planned.host_budget_bytes is not None
+    if known or (device is None and len(endpoints()) != 1):
+        return planned
+    with _acting_on(_endpoints(device)[0]) as control:
+        told = control.status()
+    return planned.bounded_by(told.device.capacity_bytes, told.host.budget_bytes)
 
 
 @app.command()
