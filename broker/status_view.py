@@ -58,6 +58,10 @@ def _headline(status: Status) -> Text:
     arena = f"\nhost arena {size_text(host.used_bytes)} in files of {size_text(host.file_bytes)}"
     line.append(f"{arena}, at most {size_text(host.budget_bytes)}", style="dim")
     line.append(f" · vrambroker {status.version}, pid {status.pid}", style="dim")
+    if status.phase:
+        line.append(f" · phase {status.phase}", style="dim")
+    if status.entering:
+        line.append(f" · entering {status.entering}", style="yellow")
     if status.draining:
         line.append(" · shutting down", style="bold red")
     return line
