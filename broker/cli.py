@@ -130,6 +130,7 @@ def serve(
     host_budget: Annotated[
         str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
     ] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan of phases to begin with.")] = None,
     run_dir: RunDir = None,
 ) -> None:
     """Run the daemon of one device until SIGTERM."""
@@ -137,7 +138,9 @@ def serve(
     from vrambroker.broker.daemon import serve as serve_device
 
     with _reported():
-        serve_device(Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir))
+        phases = None if plan is None else _read_plan(plan).phases
+        config = Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir, plan=phases)
+        serve_device(config)
 
 
 @app.command()
@@ -272,7 +275,7 @@ def budget(
     run_dir: RunDir = None,
 ) -> None:
     """Set what a session or a tag may have in use, and print how that was taken; without sizes, lift it."""
-    from vrambroker.broker.config import parse_size
+    from vrambroker.broker.sizes import parse_size
 
     _use_run_dir(run_dir)
     with _reported():
@@ -304,6 +307,21 @@ def cancel(
 
 
 @app.command()
+def enter(
+    phase: Annotated[str, typer.Argument(metavar="PHASE", help="A phase of the daemon's plan.")],
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for what is in use and for room.", callback=_seconds)
+    ] = 10.0,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Enter a phase: what it lists is resumed and what other phases list is paused, in all sessions, or nothing is."""
+    _use_run_dir(run_dir)
+    with _reported(), _acting_on(_one_endpoint(device)) as control:
+        control.enter(phase, timeout_s=timeout)
+
+
+@app.command()
 def timeline(
     out: Annotated[Path, typer.Argument(metavar="OUT.svg|OUT.json", help="A picture, or a trace for Perfetto.")],
     device: Device = None,
@@ -323,6 +341,7 @@ def plan(
     capacity: Annotated[str | None, typer.Option(help="What there is on the device; else as the file says.")] = None,
     host_budget: Annotated[str | None, typer.Option(help="What there is on the host; else as the file says.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Make it the daemon's plan, if it fits.")] = False,
     device: Device = None,
     run_dir: RunDir = None,
 ) -> None:
@@ -337,12 +356,26 @@ def plan(
     _use_run_dir(run_dir)
     with _reported():
         planned = _read_plan(file)
-        require_sizes(planned)
-        asked = planned.bounded(capacity, host_budget)
-        worked_out = verdict(_as_the_daemon_has(asked, device))
-        text = json.dumps(verdict_json(worked_out), indent=2) if as_json else verdict_text(worked_out)
-        print(one_line(text, "\n"))  # noqa: T201
-        worked_out.require_fits()
+        if planned.tags or not apply:
+            require_sizes(planned)
+            asked = planned.bounded(capacity, host_budget)
+            worked_out = verdict(_as_the_daemon_has(asked, device))
+            text = json.dumps(verdict_json(worked_out), indent=2) if as_json else verdict_text(worked_out)
+            print(one_line(text, "\n"))  # noqa: T201
+            worked_out.require_fits()
+        if apply:
+            _apply(planned, device)
+
+
+def _apply(planned: "Plan", device: str | None) -> None:
+    """Make a plan the daemon's."""
+    phases = planned.phases
+    with _acting_on(_one_endpoint(device)) as control:
+        control.set_plan(
+            {phase.name: [str(tag) for tag in phase.tags] for phase in phases.phases},
+            order=phases.order.value,
+            priorities={str(one.pattern): one.priority for one in phases.priorities},
+        )
 
 
 def _read_plan(file: Path) -> "Plan":

@@ -1,4 +1,6 @@
-"""What a daemon is told: which device, how much of it, how much host memory to park contents in, where to listen."""
+"""What a daemon is told: which device, how much of it, how much host memory to park contents in, where to listen, and
+which plan of phases to begin with.
+"""
 
 import os
 import re
@@ -9,6 +11,7 @@ from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
 from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import MIB
+from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.sizes import parse_size
 
 # What host memory is counted in; a device's capacity is counted in its smallest frame.
@@ -61,6 +64,7 @@ class Config:
     host_budget_bytes: int
     arena_file_bytes: int
     run_dir: Path
+    plan: PhasePlan | None = None
 
     @property
     def device(self) -> str:
@@ -74,6 +78,7 @@ class Config:
         capacity: str | None = None,
         host_budget: str | None = None,
         run_dir: Path | None = None,
+        plan: PhasePlan | None = None,
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -91,6 +96,7 @@ class Config:
             host_budget_bytes=budget_bytes,
             arena_file_bytes=min(max(ARENA_FILE_BYTES_MIN, sizes_bytes[-1]), budget_bytes),
             run_dir=default_run_dir() if run_dir is None else run_dir,
+            plan=plan,
         )
 
 
