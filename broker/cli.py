@@ -15,6 +15,7 @@ import typer
 from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
 
 if TYPE_CHECKING:
+    from vrambroker.broker.plan.model import Plan
     from vrambroker.client.discovery import Endpoint
     from vrambroker.client.rpc import Control
     from vrambroker.client.status import Status
@@ -61,9 +62,9 @@ def _report(error: BrokerError | OSError) -> None:
     print(f"{type(error).__name__}: {one_line(text)}", file=sys.stderr)  # noqa: T201
 
 
-def one_line(text: str) -> str:
-    """Return the text with everything that is not printable spelled out."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def one_line(text: str, but: str = "") -> str:
+    """Return the text with everything that is not printable spelled out, `but` for these."""
+    return "".join(letter if letter.isprintable() or letter in but else ascii(letter)[1:-1] for letter in text)
 
 
 def _use_run_dir(run_dir: Path | None) -> None:
@@ -129,6 +130,7 @@ def serve(
     host_budget: Annotated[
         str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
     ] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan of phases to begin with.")] = None,
     run_dir: RunDir = None,
 ) -> None:
     """Run the daemon of one device until SIGTERM."""
@@ -136,7 +138,9 @@ def serve(
     from vrambroker.broker.daemon import serve as serve_device
 
     with _reported():
-        serve_device(Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir))
+        phases = None if plan is None else _read_plan(plan).phases
+        config = Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir, plan=phases)
+        serve_device(config)
 
 
 @app.command()
@@ -271,7 +275,7 @@ def budget(
     run_dir: RunDir = None,
 ) -> None:
     """Set what a session or a tag may have in use, and print how that was taken; without sizes, lift it."""
-    from vrambroker.broker.config import parse_size
+    from vrambroker.broker.sizes import parse_size
 
     _use_run_dir(run_dir)
     with _reported():
@@ -303,6 +307,21 @@ def cancel(
 
 
 @app.command()
+def enter(
+    phase: Annotated[str, typer.Argument(metavar="PHASE", help="A phase of the daemon's plan.")],
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for what is in use and for room.", callback=_seconds)
+    ] = 10.0,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Enter a phase: what it lists is resumed and what other phases list is paused, in all sessions, or nothing is."""
+    _use_run_dir(run_dir)
+    with _reported(), _acting_on(_one_endpoint(device)) as control:
+        control.enter(phase, timeout_s=timeout)
+
+
+@app.command()
 def timeline(
     out: Annotated[Path, typer.Argument(metavar="OUT.svg|OUT.json", help="A picture, or a trace for Perfetto.")],
     device: Device = None,
@@ -314,6 +333,71 @@ def timeline(
     _use_run_dir(run_dir)
     with _reported(), _acting_on(_one_endpoint(device)) as control:
         write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan of phases and tags, in TOML.")],
+    capacity: Annotated[str | None, typer.Option(help="What there is on the device; else as the file says.")] = None,
+    host_budget: Annotated[str | None, typer.Option(help="What there is on the host; else as the file says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Make it the daemon's plan, if it fits.")] = False,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Work out what each phase and each change of phase takes, what does not fit, and how large elastic tags can be.
+
+    What neither an option nor the file says of the device and the host is asked of the daemon, if one is running.
+    """
+    from vrambroker.broker.plan.read import require_sizes
+    from vrambroker.broker.plan.verdict import verdict
+    from vrambroker.broker.plan.view import verdict_json, verdict_text
+
+    _use_run_dir(run_dir)
+    with _reported():
+        planned = _read_plan(file)
+        if planned.tags or not apply:
+            require_sizes(planned)
+            asked = planned.bounded(capacity, host_budget)
+            worked_out = verdict(_as_the_daemon_has(asked, device))
+            text = json.dumps(verdict_json(worked_out), indent=2) if as_json else verdict_text(worked_out)
+            print(one_line(text, "\n"))  # noqa: T201
+            worked_out.require_fits()
+        if apply:
+            _apply(planned, device)
+
+
+def _apply(planned: "Plan", device: str | None) -> None:
+    """Make a plan the daemon's."""
+    phases = planned.phases
+    with _acting_on(_one_endpoint(device)) as control:
+        control.set_plan(
+            {phase.name: [str(tag) for tag in phase.tags] for phase in phases.phases},
+            order=phases.order.value,
+            priorities={str(one.pattern): one.priority for one in phases.priorities},
+        )
+
+
+def _read_plan(file: Path) -> "Plan":
+    from vrambroker.broker.plan.read import read_plan_of
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(message=f"{file}: this is no UTF-8: {error.reason}", argument="plan") from None
+    return read_plan_of(str(file), text)
+
+
+def _as_the_daemon_has(planned: "Plan", device: str | None) -> "Plan":
+    """Return the plan, bounded by what a running daemon has where it is not bounded yet."""
+    from vrambroker.client.discovery import endpoints
+
+    known = planned.capacity_bytes is not None and planned.host_budget_bytes is not None
+    if known or (device is None and len(endpoints()) != 1):
+        return planned
+    with _acting_on(_endpoints(device)[0]) as control:
+        told = control.status()
+    return planned.bounded_by(told.device.capacity_bytes, told.host.budget_bytes)
 
 
 @app.command()

@@ -1,4 +1,6 @@
-"""What a daemon is told: which device, how much of it, how much host memory to park contents in, where to listen."""
+"""What a daemon is told: which device, how much of it, how much host memory to park contents in, where to listen, and
+which plan of phases to begin with.
+"""
 
 import os
 import re
@@ -8,7 +10,9 @@ from pathlib import Path
 from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
 from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
-from vrambroker.broker.core.limits import GIB, MIB
+from vrambroker.broker.core.limits import MIB
+from vrambroker.broker.core.phase import PhasePlan
+from vrambroker.broker.sizes import parse_size
 
 # What host memory is counted in; a device's capacity is counted in its smallest frame.
 GRAIN_BYTES = 2 * MIB
@@ -18,24 +22,8 @@ ARENA_FILE_BYTES_MIN = 64 * MIB
 RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)")
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 _HOST = re.compile(r"host(?::(\d{1,9}))?")
 _CUDA = re.compile(r"cuda(?::\d{1,4})?|(?:GPU|MIG)-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-def parse_size(text: str, argument: str) -> int:
-    """Return a size in bytes, such as `1.5GiB`, `96MiB` or `1048576`; raises `InvalidArgument`."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2] not in _UNITS:
-        units = ", ".join(unit for unit in _UNITS if unit)
-        raise InvalidArgument(
-            message=f"{argument} {text!r} is not a size: a number and one of {units}", argument=argument
-        )
-    size_bytes = int(float(match[1]) * _UNITS[match[2]]) if "." in match[1] else int(match[1]) * _UNITS[match[2]]
-    if size_bytes <= 0:
-        raise InvalidArgument(message=f"{argument} {text!r} is no memory at all", argument=argument)
-    return size_bytes
 
 
 def parse_device(text: str) -> str:
@@ -76,6 +64,7 @@ class Config:
     host_budget_bytes: int
     arena_file_bytes: int
     run_dir: Path
+    plan: PhasePlan | None = None
 
     @property
     def device(self) -> str:
@@ -89,6 +78,7 @@ class Config:
         capacity: str | None = None,
         host_budget: str | None = None,
         run_dir: Path | None = None,
+        plan: PhasePlan | None = None,
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -106,6 +96,7 @@ class Config:
             host_budget_bytes=budget_bytes,
             arena_file_bytes=min(max(ARENA_FILE_BYTES_MIN, sizes_bytes[-1]), budget_bytes),
             run_dir=default_run_dir() if run_dir is None else run_dir,
+            plan=plan,
         )
 
 

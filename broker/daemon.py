@@ -16,7 +16,7 @@ from typing import Any
 import uvloop
 
 from vrambroker.broker.adapters.arena import HostArena
-from vrambroker.broker.adapters.calls import Calls
+from vrambroker.broker.adapters.calls import Calls, Tell
 from vrambroker.broker.adapters.clock import MonotonicClock
 from vrambroker.broker.adapters.device_lock import DeviceLock
 from vrambroker.broker.adapters.dump import write_dump
@@ -33,8 +33,11 @@ from vrambroker.broker.adapters.run_dir import DeviceFolder
 from vrambroker.broker.adapters.workers import Workers
 from vrambroker.broker.config import Config
 from vrambroker.broker.core.broker import Broker
-from vrambroker.broker.core.events import Drain
+from vrambroker.broker.core.errors import BrokerError
+from vrambroker.broker.core.events import Call, Drain, Peer, SetPlan
+from vrambroker.broker.core.ids import Domain, RequestId
 from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.snapshot import Snapshot
 from vrambroker.broker.ports import Frames
 from vrambroker.broker.runtime import Bug, Runtime, World
@@ -164,6 +167,8 @@ class _Daemon:
             now=clock.now,
         )
         runtime.start(World(frames=frames, arena=arena, peers=workers, answers=calls, observers=(history, journal)))
+        if config.plan is not None:
+            runtime.submit(_set_plan(calls, config.plan))
         return _Parts(
             rpc=RpcServer(rpc),
             handles=handles,
@@ -230,6 +235,17 @@ class _Daemon:
             log.debug("the loop reports: %s", context.get("message"))
             return
         runtime.broken(error)
+
+
+def _set_plan(calls: Calls, plan: PhasePlan) -> SetPlan:
+    """Return the call that sets the plan that the daemon was started with, in the name of its own user."""
+    itself = Peer(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid(), domain=Domain("daemon"))
+    number = calls.open(Tell(on_reply=lambda _: None, on_refusal=_refused))
+    return SetPlan(call=Call(call=number, actor=itself, request=RequestId("serve --plan")), plan=plan)
+
+
+def _refused(error: BrokerError) -> None:
+    raise error
 
 
 def _last_words(runtime: Runtime) -> Snapshot | None:

@@ -11,10 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vrambroker.broker.sizes import size_text
 from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TicketStatus
 
-MIB = 1 << 20
-GIB = 1 << 30
 STATE_STYLES = {
     "resident": "green",
     "idle": "cyan",
@@ -24,15 +23,6 @@ STATE_STYLES = {
     "parked": "dim",
 }
 BAR_CELLS = 40
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a size for people: whole bytes below 1 MiB, one decimal above."""
-    if size_bytes >= GIB:
-        return f"{size_bytes / GIB:.1f} GiB"
-    if size_bytes >= MIB:
-        return f"{size_bytes / MIB:.1f} MiB"
-    return f"{size_bytes} B"
 
 
 def age_text(seconds: float) -> str:
@@ -68,6 +58,10 @@ def _headline(status: Status) -> Text:
     arena = f"\nhost arena {size_text(host.used_bytes)} in files of {size_text(host.file_bytes)}"
     line.append(f"{arena}, at most {size_text(host.budget_bytes)}", style="dim")
     line.append(f" · vrambroker {status.version}, pid {status.pid}", style="dim")
+    if status.phase:
+        line.append(f" · phase {status.phase}", style="dim")
+    if status.entering:
+        line.append(f" · entering {status.entering}", style="yellow")
     if status.draining:
         line.append(" · shutting down", style="bold red")
     return line

@@ -2,13 +2,13 @@
 
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
-from vrambroker.broker.core.errors import BrokerUnavailable, UnknownTicket, WrongState
+from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, NotQuiescent, UnknownTicket, WrongState
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ Contents = Literal["keep", "drop", "zero"]
 Placed = TypeVar("Placed", bound="Placeable")
 
 TIMEOUT_S = 10.0
+TAGS_PER_CALL = 256
 
 
 class _Tensors(Protocol):
@@ -245,6 +246,50 @@ class Memory:
         self._check_open()
         return Hold(self._control, self._control.hold(self.name, size_bytes, timeout_s=timeout))
 
+    def enter(self, phase: str, *, timeout: float = TIMEOUT_S) -> dict[str, bool]:
+        """Enter a phase of the broker's plan, in all sessions, as one change; returns what `resume` does, for this
+        process's tags that came with it.
+
+        This process's tags that leave are paused first, as by `pause`; other sessions' are waited for up to `timeout`:
+        until no `use` scope is open, or, if a session has no scopes, until it pauses them itself. Then all that the phase
+        lists comes, and opens together. If that fails, all is as it was; dropped contents stay dropped.
+        Raises `UnknownPhase`, `NotQuiescent` with the session and scope, `OutOfDeviceMemory`, `OutOfHostMemory`,
+        `WaitExpired`, and `WrongState` while another phase is entered.
+        """
+        self._check_open()
+        aside: list[str] = []
+        try:
+            self._stand_aside(phase, timeout, aside)
+            entered = self._control.enter(phase, timeout_s=timeout)
+        except BrokerError as error:
+            self._come_back(aside, timeout, error)
+            raise
+        own = f"{self.name}/"
+        resumed = {name.removeprefix(own): same for name, same in entered.resumed.items() if name.startswith(own)}
+        for some in _batches(tuple(resumed)):
+            # The answer may come before the agent has heard of it.
+            self._client.resume(some, timeout_s=timeout)
+        return resumed
+
+    def _stand_aside(self, phase: str, timeout: float, paused: list[str]) -> None:
+        """Pause this process's own tags that leave: nobody else knows when a session without scopes is quiet. What is in
+        a scope is left to the broker, which waits for it.
+        """
+        leaving = self._control.status().leaving(self.name, phase)
+        if leaving and self._torch is not None:
+            self._torch.before_pause(leaving)
+        for tag in leaving:
+            with suppress(NotQuiescent):
+                self._client.pause((tag,), release=False, timeout_s=timeout)
+                paused.append(tag)
+
+    def _come_back(self, tags: list[str], timeout: float, error: BrokerError) -> None:
+        for some in _batches(tuple(tags)):
+            try:
+                self._client.resume(some, timeout_s=timeout)
+            except BrokerError as late:
+                error.add_note(f"what was paused for it did not come back: {late}")
+
     def status(self) -> "Status":
         """Return what the broker knows of everybody: device, sessions, queue, host memory."""
         self._check_open()
@@ -352,6 +397,11 @@ class Hold:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _batches(tags: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield no more tags at a time than a call may name."""
+    return (tags[begin : begin + TAGS_PER_CALL] for begin in range(0, len(tags), TAGS_PER_CALL))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,7 @@ Calls that change something name their caller by a token: a session has one, `Op
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -23,7 +23,16 @@ from vrambroker.broker.core.errors import (
 )
 from vrambroker.client import discovery, native
 from vrambroker.client.discovery import Endpoint
-from vrambroker.client.status import BudgetStatus, Status, StreamEvent, budget_answer_of, event_of, status_of
+from vrambroker.client.status import (
+    BudgetStatus,
+    Entered,
+    Status,
+    StreamEvent,
+    budget_answer_of,
+    entered_of,
+    event_of,
+    status_of,
+)
 
 if TYPE_CHECKING:
     import grpc
@@ -164,6 +173,50 @@ class Control:
         number = native.whole_number(ticket, "ticket", 64)
         request = broker_pb2.CancelRequest(request_id=_request_id(), ticket=number)
         self._ask(lambda stub: stub.Cancel, request, timeout_s=timeout_s)
+
+    def set_plan(
+        self,
+        phases: Mapping[str, Sequence[str]],
+        *,
+        order: str = "device",
+        priorities: Mapping[str, int] | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
+        """Set the device's plan: of each phase the tags that it lists, as SESSION/TAG patterns; tags come in a change of
+        phase by priority, 0 unless given. `order` is what a handover keeps lowest: `device` or `host` memory.
+
+        Raises `InvalidArgument`, `NotOwner` if another user set the one there is, `WrongState` while a phase is entered.
+        """
+        from vrambroker.v1 import broker_pb2
+
+        orders = {"device": broker_pb2.ORDER_DEVICE, "host": broker_pb2.ORDER_HOST}
+        if order not in orders:
+            raise InvalidArgument(message=f"order {order!r} is not one of: {', '.join(orders)}", argument="order")
+        ranked = (priorities or {}).items()
+        plan = broker_pb2.Plan(
+            order=orders[order],
+            phases=[broker_pb2.Phase(name=name, tags=tags) for name, tags in phases.items()],
+            priorities=[
+                broker_pb2.TagPriority(tag=tag, priority=native.whole_number(priority, "priority", 32))
+                for tag, priority in ranked
+            ],
+        )
+        request = broker_pb2.SetPlanRequest(request_id=_request_id(), plan=plan)
+        self._ask(lambda stub: stub.SetPlan, request, timeout_s=timeout_s)
+
+    def enter(self, phase: str, *, timeout_s: float = 10.0) -> Entered:
+        """Enter a phase of the plan, in all sessions, or change nothing; tells what was moved.
+
+        `timeout_s` bounds the wait for open `use` scopes, for the pauses of sessions without scopes, and for memory to
+        arrive. Raises `UnknownPhase`, `NotQuiescent`, `OutOfDeviceMemory`, `OutOfHostMemory`, `WaitExpired`, and
+        `WrongState` while another phase is entered.
+        """
+        from vrambroker.v1 import broker_pb2
+
+        # 0 would be the daemon's default.
+        timeout_ms = max(1, native.milliseconds(timeout_s))
+        request = broker_pb2.EnterRequest(request_id=_request_id(), phase=phase, timeout_ms=timeout_ms)
+        return entered_of(self._ask(lambda stub: stub.Enter, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S))
 
     def mark(self, label: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Write a stage's name into the event stream, for the timeline."""

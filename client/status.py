@@ -1,6 +1,7 @@
 """What a broker tells of itself, as plain frozen values: who holds what, who waits, and what happened."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,9 +99,23 @@ class TicketStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStatus:
+    """The plan that was set last. `phases`: of each the tags that it lists, as SESSION/TAG patterns."""
+
+    order: str
+    phases: dict[str, tuple[str, ...]]
+    priorities: dict[str, int]
+
+    def is_for_others(self, phase: str, session: str, tag: str) -> bool:
+        """Whether other phases list a tag, and this one does not."""
+        listed = {name for name, tags in self.phases.items() if any(_matches(one, session, tag) for one in tags)}
+        return bool(listed) and phase not in listed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """Everything at one instant; `now_ns` is the daemon's monotonic clock then. `queue` is in the order of turns; `holds` is
-    what is set aside for later.
+    what is set aside for later. `phase`: the one entered last; `entering`: the one being entered; empty, if there is none.
     """
 
     device: DeviceStatus
@@ -112,10 +127,29 @@ class Status:
     version: str
     pid: int
     now_ns: int
+    plan: PlanStatus | None = None
+    phase: str = ""
+    entering: str = ""
+
+    def leaving(self, session: str, phase: str) -> tuple[str, ...]:
+        """Return the session's resident tags that a phase of the plan does not list, and others do."""
+        found = self.session(session)
+        if found is None or self.plan is None or phase not in self.plan.phases:
+            return ()
+        resident = dict.fromkeys(tag.tag for tag in found.tags if tag.state == "resident")
+        return tuple(tag for tag in resident if self.plan.is_for_others(phase, session, tag))
 
     def session(self, name: str) -> SessionStatus | None:
         """Return the session of this name, if it is there."""
         return next((session for session in self.sessions if session.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """What a change of phase has moved, as SESSION/TAG; `resumed` tells of each whether its pages are the same."""
+
+    paused: tuple[str, ...]
+    resumed: dict[str, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +174,7 @@ class StreamEvent:
     free_bytes: int
     held_bytes: int
     host_file_bytes: int
+    phase: str = ""
 
 
 def status_of(message: "broker_pb2.Status") -> Status:
@@ -167,7 +202,20 @@ def status_of(message: "broker_pb2.Status") -> Status:
         version=message.version,
         pid=message.pid,
         now_ns=message.now_ns,
+        plan=_plan_of(message.plan) if message.HasField("plan") else None,
+        phase=message.phase,
+        entering=message.entering,
     )
+
+
+def entered_of(message: "broker_pb2.EnterResponse") -> Entered:
+    """Return the broker's answer to `Enter` as values; a tag may have several leases."""
+    resumed: dict[str, bool] = {}
+    for one in message.resumed:
+        name = f"{one.session}/{one.tag}"
+        resumed[name] = resumed.get(name, True) and one.same_pages
+    paused = tuple(dict.fromkeys(f"{one.session}/{one.tag}" for one in message.paused))
+    return Entered(paused=paused, resumed=resumed)
 
 
 def event_of(message: "broker_pb2.Event") -> StreamEvent:
@@ -188,7 +236,23 @@ def event_of(message: "broker_pb2.Event") -> StreamEvent:
         free_bytes=message.free_bytes,
         held_bytes=message.held_bytes,
         host_file_bytes=message.host_file_bytes,
+        phase=message.phase,
     )
+
+
+def _plan_of(message: "broker_pb2.Plan") -> PlanStatus:
+    from vrambroker.v1 import broker_pb2
+
+    return PlanStatus(
+        order=broker_pb2.Order.Name(message.order).removeprefix("ORDER_").lower(),
+        phases={phase.name: tuple(phase.tags) for phase in message.phases},
+        priorities={one.tag: one.priority for one in message.priorities},
+    )
+
+
+def _matches(pattern: str, session: str, tag: str) -> bool:
+    of_session, _, of_tag = pattern.partition("/")
+    return fnmatchcase(session, of_session) and fnmatchcase(tag, of_tag)
 
 
 def _session_of(message: "broker_pb2.Session") -> SessionStatus:

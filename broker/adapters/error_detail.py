@@ -25,6 +25,7 @@ STATUS_OF: Mapping[type[BrokerError], grpc.StatusCode] = MappingProxyType(
         errors.UnknownTag: grpc.StatusCode.NOT_FOUND,
         errors.UnknownLease: grpc.StatusCode.NOT_FOUND,
         errors.UnknownTicket: grpc.StatusCode.NOT_FOUND,
+        errors.UnknownPhase: grpc.StatusCode.NOT_FOUND,
         errors.NotOwner: grpc.StatusCode.PERMISSION_DENIED,
         errors.PeerUnidentified: grpc.StatusCode.UNAUTHENTICATED,
         errors.OutOfDeviceMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -14,7 +14,18 @@ log = logging.getLogger(__name__)
 
 LINES_MAX = 32
 SPAN_NS = 10_000_000_000
-TOLD = frozenset({Kind.SESSION_ATTACHED, Kind.SESSION_ENDED, Kind.FENCE_PASSED, Kind.TICKET_REFUSED, Kind.DRAINING})
+TOLD = frozenset(
+    {
+        Kind.SESSION_ATTACHED,
+        Kind.SESSION_ENDED,
+        Kind.FENCE_PASSED,
+        Kind.TICKET_REFUSED,
+        Kind.PLAN_SET,
+        Kind.PHASE_ENTERED,
+        Kind.PHASE_REFUSED,
+        Kind.DRAINING,
+    }
+)
 
 
 @dataclass(slots=True)

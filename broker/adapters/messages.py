@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from vrambroker.broker.adapters.history import Line
-from vrambroker.broker.core.effects import BudgetState, LeaseState
+from vrambroker.broker.core.effects import BudgetState, Entered, EnteredTag, LeaseState
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import Instant
+from vrambroker.broker.core.phase import Order, Phase, PhasePlan, Ranked, parse_pattern
 from vrambroker.broker.core.snapshot import SessionView, Snapshot, TicketView
 from vrambroker.v1 import broker_pb2 as v1
 
@@ -16,6 +17,8 @@ CONTENTS_TO_WIRE = {
     Contents.ZERO: v1.CONTENTS_ZERO,
 }
 CONTENTS_FROM_WIRE: dict[int, Contents] = {number: contents for contents, number in CONTENTS_TO_WIRE.items()}
+ORDER_TO_WIRE = {Order.DEVICE: v1.ORDER_DEVICE, Order.HOST: v1.ORDER_HOST}
+ORDER_FROM_WIRE: dict[int, Order] = {number: order for order, number in ORDER_TO_WIRE.items()}
 STATE_TO_WIRE = {
     LeaseState.RESIDENT: v1.LEASE_STATE_RESIDENT,
     LeaseState.IDLE: v1.LEASE_STATE_IDLE,
@@ -49,6 +52,43 @@ def contents_from_wire(contents: int) -> Contents:
     return known
 
 
+def plan_from_wire(plan: v1.Plan) -> PhasePlan:
+    """Return a plan; raises `InvalidArgument` for an unknown order or what is no pattern. The core looks at the rest."""
+    order = ORDER_FROM_WIRE.get(plan.order)
+    if order is None:
+        raise InvalidArgument(message=f"there is no order {plan.order}", argument="order")
+    return PhasePlan(
+        order=order,
+        phases=tuple(
+            Phase(name=phase.name, tags=tuple(parse_pattern(tag, f"phase {phase.name!r}") for tag in phase.tags))
+            for phase in plan.phases
+        ),
+        priorities=tuple(
+            Ranked(pattern=parse_pattern(one.tag, "priorities"), priority=one.priority) for one in plan.priorities
+        ),
+    )
+
+
+def plan_to_wire(plan: PhasePlan) -> v1.Plan:
+    """Return a plan as it was set."""
+    return v1.Plan(
+        order=ORDER_TO_WIRE[plan.order],
+        phases=[v1.Phase(name=phase.name, tags=[str(tag) for tag in phase.tags]) for phase in plan.phases],
+        priorities=[v1.TagPriority(tag=str(one.pattern), priority=one.priority) for one in plan.priorities],
+    )
+
+
+def entered_to_wire(entered: Entered) -> v1.EnterResponse:
+    """Return what `Enter` answers."""
+
+    def tags(moved: tuple[EnteredTag, ...]) -> list[v1.EnteredTag]:
+        return [
+            v1.EnteredTag(session=one.session, tag=one.tag, lease=one.lease, same_pages=one.same_pages) for one in moved
+        ]
+
+    return v1.EnterResponse(paused=tags(entered.paused), resumed=tags(entered.resumed))
+
+
 def status_of(snapshot: Snapshot, *, here: Here, foreign_bytes: int, now: Instant) -> v1.Status:
     """Return what `GetStatus` answers."""
     return v1.Status(
@@ -73,6 +113,9 @@ def status_of(snapshot: Snapshot, *, here: Here, foreign_bytes: int, now: Instan
         version=here.version,
         pid=here.pid,
         now_ns=now,
+        plan=plan_to_wire(snapshot.plan) if snapshot.plan is not None else None,
+        phase=snapshot.phase,
+        entering=snapshot.entering,
     )
 
 
@@ -95,6 +138,7 @@ def event_of(line: Line) -> v1.Event:
         free_bytes=told.free_bytes,
         held_bytes=told.held_bytes,
         host_file_bytes=told.host_file_bytes,
+        phase=told.phase,
     )
 
 

@@ -7,7 +7,7 @@ from vrambroker.broker.adapters.deadlines import deadline
 from vrambroker.broker.adapters.error_detail import message_of, to_detail
 from vrambroker.broker.adapters.lendings import CONTENTS_OF_WIRE
 from vrambroker.broker.core import events
-from vrambroker.broker.core.effects import Attached, BudgetSet, Done, Held, Leased, Outcome, Paused, Resumed
+from vrambroker.broker.core.effects import Attached, BudgetSet, Done, Entered, Held, Leased, Outcome, Paused, Resumed
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument
 from vrambroker.broker.core.events import Call, Contents, Event
 from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
@@ -111,7 +111,7 @@ def packet_of_outcome(request: int, outcome: Outcome) -> bytes:
             return records.encode(records.Done(request=request, lease=outcome.lease, claim=outcome.claim))
         case Resumed():
             return _resumed(request, outcome)
-        case Attached() | Paused() | Held() | BudgetSet() | Done():
+        case Attached() | Paused() | Held() | BudgetSet() | Entered() | Done():
             return records.encode(records.Done(request=request))
         case _:
             assert_never(outcome)

@@ -20,7 +20,13 @@ from vrambroker.broker.adapters.deadlines import deadline
 from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_detail
 from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.identity import Process
-from vrambroker.broker.adapters.messages import BUDGET_STATE_TO_WIRE, contents_from_wire, event_of
+from vrambroker.broker.adapters.messages import (
+    BUDGET_STATE_TO_WIRE,
+    contents_from_wire,
+    entered_to_wire,
+    event_of,
+    plan_from_wire,
+)
 from vrambroker.broker.adapters.metadata import ERROR_KEY, TOKEN_KEY
 from vrambroker.broker.adapters.quota import Quota
 from vrambroker.broker.adapters.roster import Caller, Roster
@@ -210,6 +216,24 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
 
         await self._ask(context, request.request_id, cancel, effects.Done)
         return v1.CancelResponse()
+
+    async def SetPlan(self, request: v1.SetPlanRequest, context: Context) -> v1.SetPlanResponse:
+        """Set the plan of phases."""
+
+        def set_plan(call: Call, caller: Caller) -> Event:
+            return events.SetPlan(call=call, plan=plan_from_wire(request.plan))
+
+        await self._ask(context, request.request_id, set_plan, effects.Done)
+        return v1.SetPlanResponse()
+
+    async def Enter(self, request: v1.EnterRequest, context: Context) -> v1.EnterResponse:
+        """Enter a phase, in all sessions."""
+
+        def enter(call: Call, caller: Caller) -> Event:
+            until = deadline(self._now(), request.timeout_ms)
+            return events.Enter(call=call, phase=request.phase, deadline=until)
+
+        return entered_to_wire(await self._ask(context, request.request_id, enter, effects.Entered))
 
     async def Mark(self, request: v1.MarkRequest, context: Context) -> v1.MarkResponse:
         """Write a stage's name into the event stream."""

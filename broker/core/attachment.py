@@ -1,6 +1,6 @@
 """Attach, reattach, detach, and the end of a process: who is there, and what becomes of what they held."""
 
-from vrambroker.broker.core import files, pausing, recall
+from vrambroker.broker.core import files, gathering, pausing, recall
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import (
     Attached,
@@ -93,6 +93,7 @@ def connect(book: Book, session: Session, connection: ConnectionId) -> None:
     for order in book.orders.values():
         if order.session == session.session:
             book.emit(SendPauseOrder(session=session.session, order=order.order, tags=order.asked))
+    gathering.resend(book, session)
     if book.draining:
         book.emit(SendDraining(session=session.session))
 
@@ -101,6 +102,7 @@ def connection_lost(book: Book, event: ConnectionLost) -> None:
     session = book.sessions.live.get(event.session)
     if session is not None and session.connection == event.connection:
         session.connection = None
+        gathering.distrust(book, session)
         book.publish(Kind.SESSION_DISCONNECTED, "its agent can't be reached", session=session.name)
 
 

@@ -25,11 +25,13 @@ from vrambroker.broker.core.errors import (
     WaitExpired,
 )
 from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.handover import Handover
 from vrambroker.broker.core.idle import Holdings, IdleLeases
 from vrambroker.broker.core.ids import CallId, FrameId, Instant, LeaseId, OrderId, SessionId, SlotId, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame, Ledger
 from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.requests import Requests
 from vrambroker.broker.core.scheduler import Supply
 from vrambroker.broker.core.session import Session, Sessions
@@ -124,6 +126,11 @@ class Book:
             strangers_max=limits.sessions_max,
             replays_max=limits.replays_max,
         )
+        self.plan: PhasePlan | None = None
+        self.plan_uid = 0
+        self.phase = ""
+        self.handover: Handover | None = None
+        self.parts: dict[CallId, Outcome | BrokerError | None] = {}
         self.effects: list[Effect] = []
         self.touched: dict[LeaseId, str] = {}
         self.told: dict[LeaseId, Told] = {}
@@ -142,10 +149,25 @@ class Book:
         self.effects.append(effect)
 
     def publish(
-        self, kind: Kind, why: str, *, session: str = "", tag: str = "", lease: int = 0, ticket: int = 0
+        self,
+        kind: Kind,
+        why: str,
+        *,
+        session: str = "",
+        tag: str = "",
+        lease: int = 0,
+        ticket: int = 0,
+        phase: str = "",
     ) -> None:
         line = Publish(
-            kind=kind, at=self.now, why=why, session=session, tag=tag, lease=LeaseId(lease), ticket=TicketId(ticket)
+            kind=kind,
+            at=self.now,
+            why=why,
+            session=session,
+            tag=tag,
+            lease=LeaseId(lease),
+            ticket=TicketId(ticket),
+            phase=phase,
         )
         self.emit(line)
 
@@ -307,6 +329,9 @@ class Book:
         if not waits:
             return None
         match what:
+            case Ticket() if what.together and what.arrived:
+                # It waits for the other parts of its change of phase, which have their own deadlines.
+                return None
             case Ticket() if not what.slots:
                 return what.deadline
             case Ticket() | Release():
@@ -314,9 +339,18 @@ class Book:
             case PauseOrder():
                 return what.deadline
 
+    def draw_part(self) -> CallId:
+        """Return a number for a part of a change of phase: its answer is kept in `parts`."""
+        call = CallId(-self.draw_id())
+        self.parts[call] = None
+        return call
+
     def reply(self, call: CallId, outcome: Outcome) -> None:
         """Answer a call and all its replays, for now and later."""
         self._stop_waiting(call)
+        if call in self.parts:
+            self.parts[call] = outcome
+            return
         for waiting in self.requests.finish(call, outcome):
             self.emit(Reply(call=waiting, outcome=outcome))
 
@@ -327,6 +361,9 @@ class Book:
         self._stop_waiting(call)
         if ticket or isinstance(error, WORTH_A_LINE):
             self.publish(Kind.TICKET_REFUSED, error.message, session=session, tag=tag, ticket=ticket)
+        if call in self.parts:
+            self.parts[call] = error
+            return
         for waiting in self.requests.refuse(call):
             self.emit(Refuse(call=waiting, error=error))
 

@@ -10,10 +10,12 @@ from typing import assert_never
 from vrambroker.broker.core import (
     attachment,
     budgets,
+    gathering,
     invariants,
     lending,
     outcomes,
     pausing,
+    phases,
     reports,
     requests,
     reserving,
@@ -86,6 +88,8 @@ class Broker:
                 | ev.SetAside()
                 | ev.Cancel()
                 | ev.Mark()
+                | ev.SetPlan()
+                | ev.Enter()
             ):
                 _call(book, event)
             case ev.Reattach():
@@ -112,7 +116,7 @@ class Broker:
 
     def next_deadline(self) -> Instant | None:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
-        deadlines = (self._book.next_deadline(), self._book.pool_until)
+        deadlines = (self._book.next_deadline(), self._book.pool_until, phases.next_deadline(self._book))
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -192,6 +196,10 @@ def _perform(book: Book, event: MutatingCall) -> None:
             turns.cancel(book, event)
         case ev.Mark():
             _mark(book, event)
+        case ev.SetPlan():
+            phases.set_plan(book, event)
+        case ev.Enter():
+            phases.enter(book, event)
         case _:
             assert_never(event)
 
@@ -230,11 +238,14 @@ def _report(book: Book, event: Report) -> None:
         case ev.Left():
             reports.left(book, event)
         case ev.Quiet():
-            pausing.quiet(book, event)
+            if not gathering.quiet(book, event):
+                pausing.quiet(book, event)
         case ev.Busy():
-            pausing.busy(book, event)
+            if not gathering.busy(book, event):
+                pausing.busy(book, event)
         case ev.StillBusy():
-            pausing.still_busy(book, event)
+            if not gathering.still_busy(book, event):
+                pausing.still_busy(book, event)
         case _:
             assert_never(event)
 
@@ -264,6 +275,9 @@ def _abandon(book: Book, event: ev.CallAbandoned) -> None:
     call = book.requests.abandon(event.call)
     if call is None:
         return
+    if book.handover is not None and book.handover.call == call:
+        phases.abandon(book)
+        return
     what = book.waits.get(call)
     error = WaitExpired(message="the caller went away")
     match what:
@@ -286,6 +300,7 @@ def _drain(book: Book) -> None:
 
 def _expire(book: Book) -> None:
     """Refuse everything whose time is up."""
+    phases.expire(book)
     while (expired := book.pop_expired()) is not None:
         match expired:
             case Ticket():

@@ -93,11 +93,30 @@ class BudgetSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnteredTag:
+    """A lease that a change of phase has moved. `same_pages`: as in `ResumedLease`."""
+
+    session: str
+    tag: str
+    lease: LeaseId
+    same_pages: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """The phase is there: all that it lists is resident, and what other phases list is paused."""
+
+    phase: str
+    paused: tuple[EnteredTag, ...]
+    resumed: tuple[EnteredTag, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The call has taken effect, and there is nothing more to say."""
 
 
-Outcome = Attached | Leased | Paused | Resumed | Held | BudgetSet | Done
+Outcome = Attached | Leased | Paused | Resumed | Entered | Held | BudgetSet | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +282,10 @@ class Kind(Enum):
     BUDGET_CHANGED = "budget_changed"
     DEVICE_CHANGED = "device_changed"
     MARKED = "marked"
+    PLAN_SET = "plan_set"
+    PHASE_ENTERING = "phase_entering"
+    PHASE_ENTERED = "phase_entered"
+    PHASE_REFUSED = "phase_refused"
     DRAINING = "draining"
 
 
@@ -289,6 +312,7 @@ class Publish:
     held_bytes: int = 0
     host_file_bytes: int = 0
     holders: tuple[str, ...] = field(default_factory=tuple[str, ...])
+    phase: str = ""
 
 
 Effect = (

@@ -68,6 +68,13 @@ class UnknownTicket(BrokerError):
 
 
 @dataclass(kw_only=True, eq=False)
+class UnknownPhase(BrokerError):
+    """The plan has no phase of this name, or there is no plan."""
+
+    phase: str = ""
+
+
+@dataclass(kw_only=True, eq=False)
 class NotOwner(BrokerError):
     """The caller may not act on this session: it has neither its uid nor root's."""
 

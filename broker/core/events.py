@@ -21,6 +21,7 @@ from vrambroker.broker.core.ids import (
     SlotId,
     TicketId,
 )
+from vrambroker.broker.core.phase import PhasePlan
 
 
 class Contents(Enum):
@@ -237,6 +238,26 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetPlan:
+    """Put a plan of phases in the place of the one there is. Moves nothing. Answered `Done`."""
+
+    call: Call
+    plan: PhasePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enter:
+    """Have what a phase lists resident and what only other phases list paused, in all sessions, or change nothing.
+
+    `deadline` bounds the wait for what is in use and for room. Answered `Entered`.
+    """
+
+    call: Call
+    phase: str
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallAbandoned:
     """Nobody waits for this answer any more. A call still queued is withdrawn; one under way goes on."""
 
@@ -366,6 +387,8 @@ Event = (
     | SetAside
     | Cancel
     | Mark
+    | SetPlan
+    | Enter
     | CallAbandoned
     | Drain
     | DeadlineReached

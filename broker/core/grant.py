@@ -29,8 +29,8 @@ def progress(book: Book, ticket: Ticket) -> None:
     match ticket.stage:
         case Stage.ADMITTED:
             _hand_over(book, ticket)
-        case Stage.GRANTED if not ticket.outstanding:
-            _complete(book, ticket)
+        case Stage.GRANTED if ticket.arrived and not ticket.together:
+            complete(book, ticket)
         case Stage.UNDOING if not ticket.slots and ticket.call is None:
             hold.close(book, ticket)
         case Stage.UNDOING if not ticket.slots:
@@ -138,7 +138,7 @@ def granted_slot(slot: Slot) -> GrantedSlot:
     )
 
 
-def _complete(book: Book, ticket: Ticket) -> None:
+def complete(book: Book, ticket: Ticket) -> None:
     """Answer a ticket whose frames have all arrived."""
     for slot, number in ticket.slots.items():
         book.leases[number].slots[slot].ticket = None
@@ -170,7 +170,7 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
             extent = lease.displace(slot)
             if extent is not None:
                 book.arena.give(extent)
-        lease.paused = False
+        lease.paused = lease.seated = False
         lease.takeable = True
         book.homeless.pop(lease.lease, None)
         book.touch(lease, "resumed")

@@ -43,7 +43,7 @@ def need_of(book: Book, ticket: Ticket) -> Need:
         case Growth(parts=parts):
             return Need(parts=parts, domain=domain, spared=frozenset())
         case Comeback(leases=leases):
-            return Need(parts=absent_parts(book, leases), domain=domain, spared=leases.keys())
+            return Need(parts=absent_parts(book, leases), domain=domain, spared=spared(book, ticket))
         case Room(size_bytes=size_bytes):
             return room_need(book, size_bytes, domain)
 
@@ -52,6 +52,14 @@ def room_need(book: Book, size_bytes: int, domain: Domain) -> Need:
     """Return the need for capacity that is no frame yet."""
     smallest = book.limits.frame_sizes_bytes[:1]
     return Need(parts=compose(size_bytes, smallest), domain=domain, spared=frozenset(), bare=True)
+
+
+def spared(book: Book, ticket: Ticket) -> Set[LeaseId]:
+    """Return whose frames must not be taken for a ticket: its own leases, and what comes together with them."""
+    if not ticket.together or book.handover is None:
+        return frozenset(ticket.leases)
+    parts = (book.tickets[number] for number in book.handover.tickets.values() if number in book.tickets)
+    return {lease for part in parts for lease in part.leases}
 
 
 def absent_parts(book: Book, leases: dict[LeaseId, None]) -> dict[int, int]:

@@ -27,6 +27,7 @@ def check(book: Book) -> None:
     queue_is_what_waits(book)
     calls_wait_for_something(book)
     kept_bytes_are_counted(book)
+    handover_is_whole(book)
 
 
 def _hold(claim: bool, name: str, what: object) -> None:
@@ -294,7 +295,10 @@ def tickets_and_leases_agree(book: Book) -> None:
         named.update(ticket.slots)
         _hold(ticket.outstanding.items() <= ticket.slots.items(), name, ticket)
         _hold(not ticket.slots or ticket.stage in (Stage.ADMITTED, Stage.GRANTED, Stage.UNDOING), name, ticket)
-        _hold(bool(ticket.slots) or ticket.stage not in (Stage.GRANTED, Stage.UNDOING), name, ticket)
+        waits_for_others = ticket.together and ticket.stage is Stage.GRANTED
+        _hold(
+            bool(ticket.slots) or waits_for_others or ticket.stage not in (Stage.GRANTED, Stage.UNDOING), name, ticket
+        )
         for number in ticket.leases:
             lease = book.leases[number]
             _hold(lease.session == ticket.session, name, ticket)
@@ -351,8 +355,30 @@ def calls_wait_for_something(book: Book) -> None:
     for claim, number in book.claims.items():
         claimable = book.tickets[number]
         _hold(claimable.stage is Stage.CLAIMABLE and claimable.claim == claim, "a claim has its frames in hand", claim)
-    waiting = set(book.waits)
+    waiting = {call for call in book.waits if call not in book.parts}
+    if book.handover is not None:
+        waiting.add(book.handover.call)
     for call in book.requests.first_calls():
         _hold(call in waiting, name, call)
         waiting.discard(call)
     _hold(not waiting, "what waits was asked for", waiting)
+
+
+def handover_is_whole(book: Book) -> None:
+    """What comes with a change of phase is its own until all of it opens together; without one, nothing is."""
+    name, handover = "a handover is whole", book.handover
+    parts = handover.tickets if handover is not None else {}
+    _hold(parts.keys() == book.parts.keys(), name, book.parts)
+    for call, number in parts.items():
+        there = book.tickets.get(number)
+        waits = there is not None and there.call == call
+        _hold(waits == (book.parts[call] is None), name, number)
+    for ticket in book.tickets.values():
+        own = ticket.ticket in parts.values() or ticket.stage is Stage.UNDOING
+        _hold(not ticket.together or own, name, ticket)
+    for lease in (lease for lease in book.leases.values() if lease.seated):
+        _hold(lease.paused and not lease.absent_bytes and lease.settled, "what is seated is there", lease.lease)
+        _hold(lease.lock in parts.values() and not lease.host_bytes, "what is seated opens with the rest", lease.lease)
+    if handover is not None:
+        for order in handover.orders.values():
+            _hold(order.session in book.sessions.live and order.order not in book.orders, name, order)

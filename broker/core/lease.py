@@ -33,6 +33,8 @@ class Lease:
     `going`: mapped slots whose recall is decided, while their place in the arena is not populated yet, so that nothing
     has been said to the owner.
 
+    `seated`: a change of phase has brought it back and given up its places in the arena, but not opened it yet.
+
     `opened`: something was granted in it, so that its owner's agent knows it, whatever became of that. `lock`: the
     ticket that brings it back just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses
     that wait until its frames have left.
@@ -50,6 +52,7 @@ class Lease:
     paused: bool = False
     moved: bool = False
     takeable: bool = True
+    seated: bool = False
     opened: bool = False
     lock: TicketId | None = None
     pending_slots: int = 0
@@ -179,7 +182,7 @@ class Lease:
 
     def unplaced(self) -> list[Slot]:
         """Return the slots whose contents must be kept and have no place yet."""
-        if self.contents is not Contents.KEEP:
+        if self.contents is not Contents.KEEP or self.seated:
             return []
         return [slot for slot in self.in_state(SlotState.MAPPED) if slot.extent is None]
 

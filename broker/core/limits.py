@@ -20,6 +20,7 @@ class Limits:
     overtake it any more.
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
     progress for so long.
+    `undo_ns`: how long a change of phase that failed waits until what it had paused is back.
     """
 
     capacity_bytes: int
@@ -43,3 +44,4 @@ class Limits:
     ageing_ns: int = 10 * NS_PER_S
     claim_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S
+    undo_ns: int = 5 * NS_PER_S

@@ -69,10 +69,7 @@ def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease]
     unsure = [lease for lease in leases if lease.paused and not lease.takeable]
     placed = _place(book, session, [*fresh, *unsure])
     for lease in fresh:
-        lease.paused, lease.moved, lease.takeable = True, False, True
-        lease.idle_since = book.now
-        book.touch(lease, "paused")
-        book.emit(SendLeaseState(session=session.session, lease=lease.lease, paused=True))
+        make_idle(book, lease, "paused")
     for lease in unsure:
         if release_by is not None or lease in placed:
             lease.takeable = True
@@ -80,6 +77,14 @@ def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease]
     paused = tuple(lease.lease for lease in leases)
     if release_by is None or not _release(book, session, call, leases, release_by):
         book.reply(call, Paused(leases=paused))
+
+
+def make_idle(book: Book, lease: Lease, why: str) -> None:
+    """Pause a lease that is out of use, and whose contents have their place."""
+    lease.paused, lease.moved, lease.takeable = True, False, True
+    lease.idle_since = book.now
+    book.touch(lease, why)
+    book.emit(SendLeaseState(session=lease.session, lease=lease.lease, paused=True))
 
 
 def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
@@ -159,16 +164,13 @@ def quiet(book: Book, event: Quiet) -> None:
         cancel(book, order, error)
         return
     _close(book, order)
-    told = {lease.tag for lease in leases if not lease.paused}
     try:
         _take_effect(book, session, order.call, leases, order.deadline if order.release else None)
     except OutOfHostMemory as error:
-        book.emit(SendPauseCancelled(session=order.session, order=order.order))
         book.refuse(order.call, error, session=session.name)
-        return
-    if not told.issuperset(order.asked):
-        # Their owner has paused some of them itself meanwhile, so that no state follows which would open their gates.
-        book.emit(SendPauseCancelled(session=order.session, order=order.order))
+    # The states told keep the gates closed from here on. Not all are heard: of what its owner has paused itself
+    # meanwhile none is told, and of what it is returning just now it knows nothing any more.
+    book.emit(SendPauseCancelled(session=order.session, order=order.order))
 
 
 def busy(book: Book, event: Busy) -> None:

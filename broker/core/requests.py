@@ -18,6 +18,7 @@ from vrambroker.broker.core.events import (
     Cancel,
     Claim,
     Detach,
+    Enter,
     Lease,
     Mark,
     Pause,
@@ -27,13 +28,27 @@ from vrambroker.broker.core.events import (
     Return,
     SetAside,
     SetBudget,
+    SetPlan,
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
 
 Fingerprint = bytes
 ActorKey = tuple[int, int, Domain]
 MutatingCall = (
-    Attach | Detach | Lease | Claim | Return | Pause | Resume | Prioritize | SetBudget | SetAside | Cancel | Mark
+    Attach
+    | Detach
+    | Lease
+    | Claim
+    | Return
+    | Pause
+    | Resume
+    | Prioritize
+    | SetBudget
+    | SetAside
+    | Cancel
+    | Mark
+    | SetPlan
+    | Enter
 )
 
 
@@ -71,6 +86,10 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("cancel", event.ticket)
         case Mark():
             return ("mark", event.label)
+        case SetPlan():
+            return ("set plan", event.plan)
+        case Enter():
+            return ("enter", event.phase)
         case _:
             assert_never(event)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import budgets, files, grant, hold, rings, rooms
+from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -35,20 +35,26 @@ def totals(book: Book) -> Totals:
 
 def settle(book: Book, before: Totals) -> None:
     """Follow what the event has stirred until nothing moves any more, then publish what has changed."""
-    if book.arena.roomier:
-        book.arena.roomier = False
-        files.rehouse(book)
-    while book.stirred or book.supply_grew:
-        _progress_stirred(book)
-        if book.supply_grew:
-            book.supply_grew = False
-            _admit_queued(book)
-            rings.refuse(book)
+    _follow(book)
+    while phases.advance(book):
+        _follow(book)
     _trim_pool(book)
     _publish_leases(book)
     after = totals(book)
     if after != before:
         _publish_device(book, after)
+
+
+def _follow(book: Book) -> None:
+    while book.arena.roomier or book.stirred or book.supply_grew:
+        if book.arena.roomier:
+            book.arena.roomier = False
+            files.rehouse(book)
+        _progress_stirred(book)
+        if book.supply_grew:
+            book.supply_grew = False
+            _admit_queued(book)
+            rings.refuse(book)
 
 
 def _progress_stirred(book: Book) -> None:
@@ -70,7 +76,7 @@ def _admit_queued(book: Book) -> None:
         ticket = book.tickets.get(number)
         if ticket is None or ticket.stage is not Stage.QUEUED or hold.being_resumed(book, ticket):
             continue
-        over = budgets.fault_of(book, ticket)
+        over = None if phases.brings_back(book, ticket) else budgets.fault_of(book, ticket)
         if over is not None:
             withdraw(book, ticket, over)
             continue
@@ -84,7 +90,7 @@ def _admit_queued(book: Book) -> None:
 
 
 def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:
-    spared = frozenset(ticket.leases)
+    spared = hold.spared(book, ticket)
     room_bytes = book.supply().reachable_bytes(reach, spared) + rooms.kept_bytes(book, ticket.session)
     if hold.needed_bytes(book, ticket) > room_bytes:
         return False

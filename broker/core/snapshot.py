@@ -10,6 +10,7 @@ from vrambroker.broker.core.effects import Extent, LeaseState
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.events import Contents, Peer
 from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.session import Budget
 from vrambroker.broker.core.ticket import Stage
 
@@ -138,6 +139,7 @@ class Snapshot:
     with an event that publishes them.
     `queue`: the tickets that wait for frames, in the order of their turn. `granted`: those that have theirs: offered, on
     their way to the client, or on their way back after a refusal. `kept`: what is set aside for later.
+    `phase`: the one entered last; `entering`: the one being entered. Both are empty if there is none.
     """
 
     capacity_bytes: int
@@ -149,6 +151,10 @@ class Snapshot:
     host_used_bytes: int
     host_file_bytes: int
     draining: bool
+    plan: PhasePlan | None
+    plan_uid: int
+    phase: str
+    entering: str
     next_id: int
     frames: tuple[FrameView, ...]
     sessions: tuple[SessionView, ...]

@@ -116,6 +116,7 @@ class Ticket:
     itself, and can do nothing else until it is answered, as far as anybody knows.
 
     `slots`: what was granted under it and is not settled yet; `outstanding`: those of them that have not arrived.
+    `together`: it is part of a change of phase, and met only together with the other parts.
     `moved_at`: when its frames were granted, or the latest of them arrived.
     """
 
@@ -129,11 +130,17 @@ class Ticket:
     call: CallId | None
     priority: int = 0
     claim: int | None = None
+    together: bool = False
     stage: Stage = Stage.QUEUED
     hold: Hold = field(default_factory=Hold)
     slots: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     outstanding: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     moved_at: Instant = Instant(0)
+
+    @property
+    def arrived(self) -> bool:
+        """All that it asked for is there."""
+        return self.stage is Stage.GRANTED and not self.outstanding
 
     @property
     def waits(self) -> bool:

@@ -1,5 +1,6 @@
 """Whose turn it is, as people change it: priorities, and tickets cancelled."""
 
+from vrambroker.broker.core import phases
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Done
 from vrambroker.broker.core.errors import Cancelled, InvalidArgument, UnknownTicket
@@ -43,6 +44,8 @@ def cancel(book: Book, event: Cancel) -> None:
 
 def _end(book: Book, ticket: Ticket, *, by_uid: int) -> None:
     error = Cancelled(message=f"ticket {ticket.ticket} was cancelled by uid {by_uid}", ticket=ticket.ticket)
+    if phases.cancel(book, ticket, error):
+        return
     match ticket.stage:
         case Stage.QUEUED | Stage.CLAIMABLE | Stage.KEPT:
             withdraw(book, ticket, error)

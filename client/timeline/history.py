@@ -14,6 +14,7 @@ LEASE_CHANGED = "lease_changed"
 DEVICE_CHANGED = "device_changed"
 SESSION_ENDED = "session_ended"
 MARKED = "marked"
+PHASE_ENTERED = "phase_entered"
 
 _NUMBERED = re.compile(r"(?P<stage>.*?\D)[\s#:/-]+(?P<number>\d+)")
 
@@ -50,7 +51,7 @@ class Total:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What somebody marked, from its mark to the next. A label such as `train 12` is stage `train`, number 12."""
+    """What somebody marked, or a phase, from its mark to the next. A label such as `train 12` is stage `train`, number 12."""
 
     label: str
     begin_ns: int
@@ -166,8 +167,16 @@ def _total(event: StreamEvent) -> Total:
     )
 
 
+def _label(event: StreamEvent) -> str:
+    """Return the stage that begins with an event: what was marked, or a phase that was entered."""
+    if event.kind == MARKED:
+        return event.why
+    return event.phase if event.kind == PHASE_ENTERED else ""
+
+
 def _stages(events: Sequence[StreamEvent], end_ns: int) -> tuple[Stage, ...]:
-    marks = [(event.time_ns, event.why) for event in events if event.kind == MARKED]
+    labels = ((event.time_ns, _label(event)) for event in events)
+    marks = [(time_ns, label) for time_ns, label in labels if label]
     return tuple(
         Stage(label=label, begin_ns=begin_ns, end_ns=stage_end_ns)
         for (begin_ns, label), (stage_end_ns, _) in pairwise([*marks, (end_ns, "")])

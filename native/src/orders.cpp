@@ -16,16 +16,17 @@ void Orders::take(const record::PauseOrder &order) {
   const std::lock_guard lock(book_.mutex);
   const auto known = book_.orders.find(order.order);
   if (known != book_.orders.end()) {
-    // Sent again after a reconnect: the answer may be lost, so it is given again.
+    // Sent again after a reconnect: the answer may be lost, so it is given again. The states told before it may have opened
+    // the gates.
     known->second.told_busy = known->second.answered = false;
   } else {
     if (refuse(order)) return;
     book_.orders.emplace(order.order, Order{order.tags, false, false});
-    for (const std::string &name : order.tags) {
-      Tag &tag = book_.tag(name);
-      tag.orders.insert(order.order);
-      tag.set_gate();
-    }
+  }
+  for (const std::string &name : book_.orders.at(order.order).tags) {
+    Tag &tag = book_.tag(name);
+    tag.orders.insert(order.order);
+    tag.set_gate();
   }
   review_one(order.order, book_.orders.at(order.order));
 }

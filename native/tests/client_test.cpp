@@ -434,6 +434,26 @@ TEST(client, a_quiet_tag_gives_out_no_memory_and_opens_with_its_state) {
   CHECK_OK(enter(client, {"weights"}, "forward"));
 }
 
+TEST(client, an_order_sent_again_behind_the_states_closes_its_gates_again) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights");
+  Background growing([&] { allocate(lease, 1000); });
+  peer.serve_lease(3, {{4}});
+  growing.join();
+  CHECK_OK(enter(client, {"weights"}, "forward"));
+  CHECK_OK(peer::exit(client, {"weights"}, "forward"));
+  for (int round = 0; round < 20; ++round) {
+    peer.send(record::PauseOrder{22, {"weights"}});
+    peer.expect<record::Quiet>();
+    peer.state(3, false);
+    peer.send(record::PauseOrder{22, {"weights"}});
+    peer.expect<record::Quiet>();
+    CHECK_STATUS(enter(client, {"weights"}, "late"), VRB_WRONG_STATE);
+    peer.send(record::PauseCancelled{22});
+  }
+}
+
 TEST(client, a_lease_asks_for_more_to_spare_than_it_needs_or_has) {
   Peer peer;
   vrb_client *client = attach(peer);

@@ -62,6 +62,10 @@ class RunningBroker:
         self.process.kill()
         self.process.wait(DEADLINE_S)
 
+    def add_options(self, *options: str) -> None:
+        """Have it started with these as well, the next time."""
+        self._options = [*self._options, *options]
+
     def start_again(self) -> None:
         self.process = self._started()
 

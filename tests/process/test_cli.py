@@ -270,3 +270,82 @@ def test_who_waits_is_shown_with_whom_they_wait_for(
     assert status(broker)[0]["queue"][0]["session"] == "trainer"
     assert command(broker, "pause", "rollout/kv_cache").returncode == 0
     assert trainer.hear() == "resumed"
+
+
+PLAN = """
+[[phase]]
+name = "generate"
+tags = ["rollout/weights", "rollout/kv_cache"]
+[[phase]]
+name = "train"
+tags = ["trainer/*"]
+[tags."rollout/weights"]
+size = "8MiB"
+[tags."rollout/kv_cache"]
+size = "8MiB"
+contents = "drop"
+elastic = true
+[tags."trainer/params"]
+size = "12MiB"
+[device]
+frames = ["2MiB"]
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return path
+
+
+def test_plan_prints_what_fits_and_how_large_the_cache_can_be(broker: "RunningBroker", plan_file: Path) -> None:
+    done = command(broker, "plan", str(plan_file), "--capacity", "24MiB", "--host-budget", "32MiB", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["fits"]
+    assert [entry["name"] for entry in told["phases"]] == ["generate", "train"]
+    assert [(entry["from"], entry["to"]) for entry in told["changes"]] == [("generate", "train"), ("train", "generate")]
+    assert told["elastic"] == [{"tag": "rollout/kv_cache", "size_bytes": 8 << 20, "largest_bytes": 16 << 20}]
+    text = command(broker, "plan", str(plan_file), "--capacity", "24MiB")
+    assert text.returncode == 0
+    assert "rollout/kv_cache fits up to 16.0 MiB (8.0 MiB planned)" in text.stdout
+
+
+def test_plan_asks_the_daemon_what_there_is(broker: "RunningBroker", plan_file: Path) -> None:
+    told = json.loads(command(broker, "plan", str(plan_file), "--json").stdout)
+    (entry,) = status(broker)
+    assert told["capacity_bytes"] == entry["device"]["capacity_bytes"]
+    assert told["host_budget_bytes"] == entry["host"]["budget_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (("--capacity", "14MiB"), 1, "OutOfDeviceMemory: generate takes 16.0 MiB of the device, 2.0 MiB more than"),
+        (("--capacity", "64MiB", "--host-budget", "16MiB"), 1, "OutOfHostMemory: generate → train takes 20.0 MiB"),
+        (("--capacity", "lots"), 1, "InvalidArgument: capacity 'lots' is not a size"),
+        (("--nonsense",), 2, "Usage: "),
+    ],
+)
+def test_plan_says_what_does_not_fit_in_one_line(
+    broker: "RunningBroker", plan_file: Path, words: tuple[str, ...], code: int, error: str
+) -> None:
+    done = command(broker, "plan", str(plan_file), *words)
+    assert done.returncode == code
+    assert done.stderr.startswith(error), done.stderr
+    assert code == 2 or done.stderr.count("\n") == 1
+    assert "Memory" not in error or "too much" in done.stdout
+
+
+def test_a_plan_that_is_none_is_refused_in_one_line(broker: "RunningBroker", tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    for text, error in ((b"order = 1", "InvalidArgument: "), (b"\xff", "InvalidArgument: "), (None, "FileNotFound")):
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_bytes(text)
+        done = command(broker, "plan", str(path))
+        assert done.returncode == 1
+        assert done.stderr.startswith(error)
+        assert done.stderr.count("\n") == 1
+        assert str(path) in done.stderr

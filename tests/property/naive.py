@@ -176,6 +176,30 @@ class Naive:
         self.serve()
         return "Done"
 
+    def enter(self, listed: tuple[str, ...], planned: tuple[str, ...], now: int) -> str:
+        """Pause what leaves and bring back what comes, if nobody waits; or change nothing."""
+        there = (one for one in self.leases if not one.paused and one.size)
+        leave = [one for one in there if one.tag in planned and one.tag not in listed]
+        come = [one for one in self.leases if one.paused and one.tag in listed]
+        parts = [[lease for lease in come if lease.session == one] for one in sorted({one.session for one in come})]
+        needs = {part[0].session: sum(lease.size - lease.there for lease in part) for part in parts}
+        own = sum(min(need, self.aside(session)) for session, need in needs.items())
+        idle = sum(lease.there for lease in self.idle(come))
+        if sum(needs.values()) > own + self.free + idle + sum(lease.there for lease in leave):
+            return "OutOfDeviceMemory"
+        keeps = sum(lease.size for lease in leave if lease.contents is Contents.KEEP)
+        if sum(lease.keeps for lease in self.leases) + keeps > self.budget:
+            return "OutOfHostMemory"
+        for lease in leave:
+            lease.paused, lease.idle_since = True, now
+        for part in sorted(parts, key=lambda part: -max(lease.priority for lease in part)):
+            session = part[0].session
+            assert self.cover(session, needs[session], come, recalls=True)
+            for lease in part:
+                lease.there = lease.size
+        self.bring_back(come)
+        return "Entered"
+
     def bring_back(self, leases: list[NaiveLease]) -> None:
         for lease in leases:
             lease.paused, lease.there = False, lease.size

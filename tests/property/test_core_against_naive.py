@@ -15,6 +15,8 @@ WAIT_NS = 10_000
 AGEING_NS = 4 * WAIT_NS
 SESSIONS_MAX = 4
 TAGS = ("a", "b", "c")
+PHASES = {"train": ("a",), "update": ("a", "b"), "generate": ("b",)}
+"""The tag `c` is in none of them."""
 
 
 def name_of(answer: Answer | None) -> str:
@@ -31,7 +33,9 @@ class CoreAgainstNaive(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(limits(capacity=CAPACITY, budget=BUDGET, file=4, sessions=SESSIONS_MAX, ageing=AGEING_NS))
+        held_to = limits(capacity=CAPACITY, budget=BUDGET, file=4, sessions=SESSIONS_MAX, ageing=AGEING_NS)
+        self.desk = Desk(held_to, scoped=True)
+        self.desk.set_plan({name: tuple(f"*/{tag}" for tag in tags) for name, tags in PHASES.items()})
         self.naive = Naive(capacity=CAPACITY, budget=BUDGET, ageing=AGEING_NS)
         self.pids = 0
 
@@ -187,6 +191,14 @@ class CoreAgainstNaive(RuleBasedStateMachine):
             call = self.desk.call(self.desk.peers[session])
             assert name_of(self.desk.answer(ev.Detach(call=call, session=session))) == "Done"
         self.naive.end(session)
+
+    @precondition(lambda self: self.naive.leases and not self.naive.queue)
+    @rule(phase=st.sampled_from(tuple(PHASES)))
+    def enter(self, phase: str) -> None:
+        """Enter a phase; while nobody waits, it is entered at once or not at all."""
+        answer = self.desk.enter(phase, actor=peer(0), deadline=self.deadline())
+        assert name_of(answer) == self.naive.enter(PHASES[phase], ("a", "b"), self.desk.now)
+        assert self.desk.broker.snapshot().entering == ""
 
     @precondition(lambda self: self.naive.queue)
     @rule()

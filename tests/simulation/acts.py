@@ -7,6 +7,7 @@ from tests.simulation.world import UNIT, World
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.errors import BrokerError, NotOwner
 from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.phase import Order, Pattern, Phase, PhasePlan, Ranked
 
 TAGS = ("weights", "kv_cache", "grads")
 CONTENTS = (ev.Contents.KEEP, ev.Contents.KEEP, ev.Contents.DROP, ev.Contents.ZERO)
@@ -31,7 +32,9 @@ def act(world: World) -> None:
 
 def _act_on(world: World, client: SimClient, session: SessionId) -> None:
     roll = world.chance.random()
-    if roll < 0.25:
+    if roll < 0.025:
+        _phase(world, client)
+    elif roll < 0.25:
         _use(world, client)
     elif roll < 0.43:
         _lease(world, client, session)
@@ -133,6 +136,33 @@ def _resume(world: World, client: SimClient, session: SessionId) -> None:
         client,
         lambda call: ev.Resume(call=call, session=target, tags=tags, wait=wait, deadline=deadline),
     )
+
+
+PATTERNS = tuple(
+    Pattern(session=session, tag=tag)
+    for session, tag in (("*", "weights"), ("trainer*", "*"), ("*", "kv_cache"), ("rollout*", "[gk]*"), ("*-?", "*"))
+)
+
+
+def _phase(world: World, client: SimClient) -> None:
+    """Set a plan or enter a phase, mostly as an operator who may."""
+    root = ev.Peer(pid=1_000_000 + client.peer.pid, uid=0, gid=0, domain=client.peer.domain)
+    actor = client.peer if world.chance.random() < 0.2 else root
+    if world.broker.snapshot().plan is None or world.chance.random() < 0.1:
+        plan = _plan(world)
+        world.ask(client, lambda call: ev.SetPlan(call=call, plan=plan), actor=actor)
+    else:
+        phase, deadline = world.chance.choice(("a", "b", "b", "c")), _deadline(world)
+        world.ask(client, lambda call: ev.Enter(call=call, phase=phase, deadline=deadline), actor=actor)
+
+
+def _plan(world: World) -> PhasePlan:
+    chance = world.chance
+    phases = tuple(
+        Phase(name=name, tags=tuple(chance.sample(PATTERNS, chance.randint(1, 3)))) for name in ("a", "b", "c")
+    )
+    ranked = tuple(Ranked(pattern=pattern, priority=chance.randint(-2, 2)) for pattern in PATTERNS[:2])
+    return PhasePlan(order=chance.choice(list(Order)), phases=phases, priorities=ranked)
 
 
 def _claim(world: World, client: SimClient, session: SessionId) -> None:

@@ -181,6 +181,8 @@ class SimClient:
         assert self.session is not None
         roll = self._chance.random()
         if roll < 0.15:
+            self.gates.pop(order.order, None)
+            self.busy = [one for one in self.busy if one != order.order]
             self._report(self, ev.Busy(session=self.session, order=order.order, tag=order.tags[0]))
         elif roll < 0.4:
             self.gates[order.order] = order.tags
@@ -206,7 +208,10 @@ class SimClient:
             for number, slot in lease.slots.items():
                 self._verify(number, slot)
         busy = self.busy if order.paused else []
-        self.gates = {one: tags for one, tags in self.gates.items() if lease.tag not in tags or one in busy}
+        for one, tags in tuple(self.gates.items()):
+            if one not in busy:
+                self.gates[one] = tuple(tag for tag in tags if tag != lease.tag)
+        self.gates = {one: tags for one, tags in self.gates.items() if tags}
 
     def _verify(self, number: SlotId, slot: SimSlot) -> None:
         """Look whether kept contents are there."""

@@ -54,6 +54,7 @@ def _nothing_is_stuck(world: World) -> None:
     seen = world.broker.snapshot()
     for ticket in (*seen.queue, *seen.granted):
         require(False, f"a ticket is stuck: {ticket}")
+    require(not seen.entering, f"a phase is never entered: {seen.entering}")
     for file in seen.arena:
         require(file.state is FileState.READY, f"a file is stuck on its way: {file}")
     for session in (one for one in seen.sessions if one.session in world.by_session):

@@ -56,15 +56,17 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--clients", type=int, default=4)
     asked = parser.parse_args()
-    events = 0
+    events = entered = paused = 0
     for seed in range(asked.seed, asked.seed + asked.count):
         try:
-            events += simulate(Shape(seed=seed, steps=asked.steps, clients=asked.clients)).events
+            world = simulate(Shape(seed=seed, steps=asked.steps, clients=asked.clients))
+            events, entered, paused = events + world.events, entered + world.entered, paused + world.gates.paused
         except Wronged as error:
             traceback.print_exception(error.__cause__)
             print(error)
             return 1
-    print(f"{asked.count} seeds, {events} events, all invariants held, all was free at the end")
+    counts = f"{asked.count} seeds, {events} events, {entered} phases entered, {paused} pauses from outside"
+    print(f"{counts}, all invariants held, all was free at the end")
     return 0
 
 

@@ -12,6 +12,7 @@ from random import Random
 
 from tests.simulation.calls import Asked, Build, Calls
 from tests.simulation.client import LetGo, SimClient
+from tests.simulation.gates import Gates
 from tests.simulation.machine import Machine, require
 from tests.simulation.mirror import Mirror
 from vrambroker.broker.core import effects as ef
@@ -76,6 +77,7 @@ class World:
         self.broker = Broker(self.limits)
         self.machine = Machine(capacity_bytes=self.limits.capacity_bytes, budget_bytes=self.limits.host_budget_bytes)
         self.mirror = Mirror(self.limits.capacity_bytes)
+        self.gates = Gates()
         self.calls = Calls(self.limits.requests_remembered_max)
         self.now = Instant(0)
         self.clients: list[SimClient] = []
@@ -88,6 +90,7 @@ class World:
         self.trail: deque[str] = deque(maxlen=60)
         self.at_pause: dict[LeaseId, dict[SlotId, FrameId | None]] = {}
         self.events = 0
+        self.entered = 0
         self.draining = False
         self.faulty = True
         self._arena_sloth = self.chance.choice((0.0, 0.8, 0.98))
@@ -168,12 +171,18 @@ class World:
             self.mirror.hear(line)
         self.mirror.compare(self.broker.snapshot())
         for refusal in (effect for effect in effects if isinstance(effect, ef.Refuse)):
-            if isinstance(event, ev.Pause | ev.Quiet) and isinstance(refusal.error, OutOfHostMemory):
+            of_pause = isinstance(self.calls.by_call[refusal.call].what, ev.Pause)
+            if of_pause and isinstance(event, ev.Pause | ev.Quiet) and isinstance(refusal.error, OutOfHostMemory):
                 self._look_at_refused(self.by_session[event.session].peer.domain, refusal.error)
-        if isinstance(event, ev.Pause | ev.Quiet):
+        if not isinstance(event, ev.Reattach | ev.Attach):
             self._note_pause(effects)
+        self.gates.hear(event, effects, self._tag_of)
         for effect in effects:
             self._perform(effect)
+
+    def _tag_of(self, lease: LeaseId) -> str:
+        views = (one for session in self.broker.snapshot().sessions for one in session.leases)
+        return next((view.tag for view in views if view.lease == lease), "")
 
     def _physically(self, event: ev.Event) -> None:
         """Let come true what a report of the machine's says."""
@@ -283,7 +292,13 @@ class World:
         client = self.lane_of.get(call)
         asked = self.calls.answer(call, answer, heard=client is None or client.alive)
         if isinstance(answer, ef.Resumed) and not known:
-            self._look_at_resumed(asked, answer)
+            self._look_at_resumed({one.lease: one.same_pages for one in answer.leases})
+        if isinstance(answer, ef.Entered) and not known:
+            self.entered += 1
+            self._look_at_resumed({one.lease: one.same_pages for one in answer.resumed})
+            paused = {one.lease for view in self.broker.snapshot().sessions for one in view.leases if one.paused}
+            require(paused.isdisjoint(one.lease for one in answer.resumed), f"not all of it is open: {answer}")
+            require(paused.issuperset(one.lease for one in answer.paused), f"not all of it is paused: {answer}")
         if isinstance(answer, Draining):
             require(self.draining, "only a broker that was told to drain refuses for that")
         if isinstance(answer, ef.Attached) and client is not None:
@@ -309,14 +324,12 @@ class World:
             client.connection = connection
             self.by_connection[connection] = client
 
-    def _look_at_resumed(self, asked: Asked, answer: ef.Resumed) -> None:
+    def _look_at_resumed(self, same: dict[LeaseId, bool]) -> None:
         """Resumed means that all of it is mapped, and `same_pages` that none of it was ever away."""
-        client = self.by_session.get(_session_of(asked.what))
-        if client is None or not client.alive:
-            return
-        same = {resumed.lease: resumed.same_pages for resumed in answer.leases}
-        for lease in (one for session in self.broker.snapshot().sessions for one in session.leases):
-            if lease.lease not in same:
+        views = [(session, lease) for session in self.broker.snapshot().sessions for lease in session.leases]
+        for session, lease in views:
+            client = self.by_session.get(session.session)
+            if lease.lease not in same or client is None or not client.alive:
                 continue
             before = self.at_pause.get(lease.lease, {})
             known = client.leases[lease.lease].slots if lease.lease in client.leases else {}
@@ -391,8 +404,3 @@ class World:
             client.connection = None
         else:
             client.inbox.extend(LetGo(file=file) for file in self.machine.dying_files_of(client.peer.pid))
-
-
-def _session_of(event: ev.Event) -> SessionId:
-    session = getattr(event, "session", None)
-    return SessionId(session) if isinstance(session, int) else SessionId(0)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vrambroker.broker.config import GRAIN_BYTES, Config, default_run_dir, parse_device, parse_size
+from vrambroker.broker.config import GRAIN_BYTES, Config, default_run_dir, parse_device
 from vrambroker.broker.core.errors import DriverFailed, InvalidArgument
+from vrambroker.broker.sizes import parse_size
 
 
 @pytest.mark.parametrize(

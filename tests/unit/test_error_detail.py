@@ -35,7 +35,7 @@ def _filled(error: type[BrokerError]) -> BrokerError:
 
 CONTRACT = {
     "INVALID_ARGUMENT": ("InvalidArgument",),
-    "NOT_FOUND": ("UnknownSession", "UnknownTag", "UnknownLease", "UnknownTicket"),
+    "NOT_FOUND": ("UnknownSession", "UnknownTag", "UnknownLease", "UnknownTicket", "UnknownPhase"),
     "PERMISSION_DENIED": ("NotOwner",),
     "UNAUTHENTICATED": ("PeerUnidentified",),
     "RESOURCE_EXHAUSTED": ("OutOfDeviceMemory", "OutOfHostMemory", "QuotaExceeded"),

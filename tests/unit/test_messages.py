@@ -1,10 +1,14 @@
 """The core's values as messages: every field of a waiting ticket in its own place; and what no timeout means."""
 
+import pytest
+
 from tests.unit.core.desk import MIB, Desk, peer
 from vrambroker.broker.adapters.deadlines import deadline
-from vrambroker.broker.adapters.messages import Here, status_of
+from vrambroker.broker.adapters.messages import Here, plan_from_wire, status_of
+from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import Instant
+from vrambroker.broker.core.phase import Order, Pattern, Ranked
 from vrambroker.v1 import broker_pb2 as v1
 
 
@@ -38,6 +42,33 @@ def test_a_ticket_is_told_with_what_it_has_and_what_it_was_promised() -> None:
     assert not status.queue
     tags = [tag for session in status.sessions for tag in session.tags]
     assert {tag.tag: tag.state for tag in tags}["kv"] == v1.LEASE_STATE_PARKED
+
+
+def test_a_plan_is_told_as_it_was_set() -> None:
+    desk = Desk()
+    ranked = (Ranked(pattern=Pattern(session="rollout", tag="*"), priority=-2),)
+    desk.set_plan({"train": ("trainer/*", "judge/w?"), "idle": ("x/y",)}, order=Order.HOST, priorities=ranked)
+    here = Here(device="host", version="1", pid=7)
+    status = status_of(desk.broker.snapshot(), here=here, foreign_bytes=0, now=desk.now)
+    assert plan_from_wire(status.plan) == desk.broker.snapshot().plan
+    assert status.plan.order == v1.ORDER_HOST
+    desk.enter("idle")
+    status = status_of(desk.broker.snapshot(), here=here, foreign_bytes=0, now=desk.now)
+    assert (status.phase, status.entering) == ("idle", "")
+    assert not status_of(Desk().broker.snapshot(), here=here, foreign_bytes=0, now=desk.now).HasField("plan")
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        v1.Plan(phases=[v1.Phase(name="a", tags=["s/t"])]),
+        v1.Plan(order=v1.ORDER_HOST, phases=[v1.Phase(name="a", tags=["s"])]),
+        v1.Plan(order=v1.ORDER_HOST, priorities=[v1.TagPriority(tag="/", priority=1)]),
+    ],
+)
+def test_what_is_no_plan(plan: v1.Plan) -> None:
+    with pytest.raises(InvalidArgument):
+        plan_from_wire(plan)
 
 
 def test_a_timeout_is_milliseconds_from_now_and_none_is_ten_seconds() -> None:

@@ -287,6 +287,15 @@ def test_a_long_run_is_shown_by_its_last_whole_cycles() -> None:
     assert focus(_two_sides(3).history()) == whole(_two_sides(3).history())
 
 
+def test_a_phase_that_is_entered_is_a_stage() -> None:
+    book = _two_sides(steps=1)
+    before = [stage.label for stage in book.history().stages]
+    book.add(100, "phase_entering", phase="generate", why="generate: 1 leases leave, 2 come")
+    book.add(101, "phase_entered", phase="generate", why="generate: paused nothing; resumed nothing")
+    book.add(102, "phase_refused", phase="train", why="train: no")
+    assert [stage.label for stage in book.history().stages] == [*before, "generate"]
+
+
 def test_a_run_without_cycles_is_shown_by_its_last_stages() -> None:
     book = Book(8)
     book.lease(0, "a/t", 1, 2, 0, "resident")

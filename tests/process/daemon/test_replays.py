@@ -74,11 +74,13 @@ def test_on_the_handle_socket(shared: Daemon, verb: str) -> None:
     assert client.ask(requests[verb], number).request == number
 
 
-@pytest.mark.parametrize("verb", ["Lease", "Return", "Pause", "Resume", "Mark", "Attach", "Detach"])
+@pytest.mark.parametrize("verb", ["Lease", "Return", "Pause", "Resume", "SetPlan", "Enter", "Mark", "Attach", "Detach"])
 def test_over_grpc(shared: Daemon, verb: str) -> None:
     client, leases = _worker(shared)
     by_operator = Operator(shared.folder)
     once = uuid.uuid4().hex
+    off, on = v1.Phase(name="off", tags=["nobody/*"]), v1.Phase(name="on", tags=["trainer/used"])
+    plan = v1.Plan(order=v1.ORDER_DEVICE, phases=[off, on])
     requests: dict[str, Any] = {
         "Lease": v1.LeaseRequest(
             request_id=once, tag="x", contents=v1.CONTENTS_KEEP, size_bytes=2 * MIB, timeout_ms=LONG_MS
@@ -86,11 +88,13 @@ def test_over_grpc(shared: Daemon, verb: str) -> None:
         "Return": v1.ReturnRequest(request_id=once, lease=leases["parked"]),
         "Pause": v1.PauseRequest(request_id=once, session="trainer", tags=["used"]),
         "Resume": v1.ResumeRequest(request_id=once, session="trainer", tags=["idle"]),
+        "SetPlan": v1.SetPlanRequest(request_id=once, plan=plan),
+        "Enter": v1.EnterRequest(request_id=once, phase="off"),
         "Mark": v1.MarkRequest(request_id=once, label="once"),
         "Attach": v1.AttachRequest(request_id=once, name="second"),
         "Detach": v1.DetachRequest(request_id=once),
     }
-    token = by_operator.token if verb in ("Attach", "Pause", "Resume") else client.token
+    token = by_operator.token if verb in ("Attach", "Pause", "Resume", "SetPlan", "Enter") else client.token
     if verb == "Detach":
         for lease in client.leases.values():
             for slot in lease.slots.values():
@@ -101,6 +105,9 @@ def test_over_grpc(shared: Daemon, verb: str) -> None:
         method = getattr(by_operator.stub, verb)
         return method(requests[verb], timeout=DEADLINE_S, metadata=(("vrambroker-token-bin", token),))
 
+    if verb == "Enter":
+        setting = v1.SetPlanRequest(request_id=uuid.uuid4().hex, plan=plan)
+        by_operator.stub.SetPlan(setting, timeout=DEADLINE_S, metadata=(("vrambroker-token-bin", token),))
     ask()
     shared.wait_for_status(lambda status: status.device.held_bytes == (2 * MIB if verb == "Lease" else 0))
     _repeat(shared, ask)

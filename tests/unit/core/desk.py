@@ -4,7 +4,7 @@
 reported done in the order in which it was ordered. After every event the core checks itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from vrambroker.broker.core import effects as ef
@@ -23,6 +23,7 @@ from vrambroker.broker.core.ids import (
     TicketId,
 )
 from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.phase import Order, Phase, PhasePlan, Ranked, parse_pattern
 from vrambroker.broker.core.snapshot import LeaseView, TicketView
 
 MIB = 1 << 20
@@ -49,6 +50,7 @@ def limits(
     ahead: bool = False,
     pool_time: int = 0,
     ageing: int = 10_000,
+    undo: int = 5_000,
 ) -> Limits:
     """Return limits in units of one MiB and one nanosecond."""
     return Limits(
@@ -68,6 +70,7 @@ def limits(
         arena_ahead=ahead,
         pool_ns=pool_time,
         ageing_ns=ageing,
+        undo_ns=undo,
     )
 
 
@@ -78,7 +81,8 @@ def peer(pid: int, *, uid: int = 1, domain: Domain = HOME) -> ev.Peer:
 class Desk:
     """One broker and the world around it."""
 
-    def __init__(self, held_to: Limits | None = None, *, held_back: Iterable[str] = ()) -> None:
+    def __init__(self, held_to: Limits | None = None, *, held_back: Iterable[str] = (), scoped: bool = False) -> None:
+        """`scoped`: agents say that gates are closed as soon as they are asked to close them."""
         self.broker = Broker(held_to or limits())
         self.now = Instant(0)
         self.answers: dict[CallId, Answer] = {}
@@ -86,6 +90,7 @@ class Desk:
         self.held_back = set(held_back)
         self.pending: list[tuple[str, ev.Event]] = []
         self.peers: dict[SessionId, ev.Peer] = {}
+        self.scoped = scoped
         self._calls = 0
 
     def do(self, event: ev.Event) -> list[ef.Effect]:
@@ -121,6 +126,8 @@ class Desk:
                 self.pending.append(("file_gone", ev.ArenaFileDestroyed(file=file)))
             case ef.OfferArenaFile():
                 pass
+            case ef.SendPauseOrder(session=session, order=order) if self.scoped:
+                self.pending.append(("quiet", ev.Quiet(session=session, order=order)))
             case ef.PunchExtent(extent=extent):
                 punched = ev.ExtentPunched(file=extent.file, offset_bytes=extent.offset_bytes)
                 self.pending.append(("punch", punched))
@@ -253,6 +260,30 @@ class Desk:
 
     def cancel(self, ticket: TicketId, actor: ev.Peer) -> Answer | None:
         return self.answer(ev.Cancel(call=self.call(actor), ticket=ticket))
+
+    def set_plan(
+        self,
+        phases: Mapping[str, tuple[str, ...]],
+        *,
+        actor: ev.Peer | None = None,
+        order: Order = Order.DEVICE,
+        priorities: tuple[Ranked, ...] = (),
+    ) -> Answer | None:
+        """Set a plan of phases, each with its tags as SESSION/TAG."""
+        plan = PhasePlan(
+            order=order,
+            phases=tuple(
+                Phase(name=name, tags=tuple(parse_pattern(tag, "tags") for tag in tags))
+                for name, tags in phases.items()
+            ),
+            priorities=priorities,
+        )
+        return self.answer(ev.SetPlan(call=self.call(actor or peer(99)), plan=plan))
+
+    def enter(
+        self, phase: str, *, actor: ev.Peer | None = None, deadline: Instant = FAR, request: str | None = None
+    ) -> Answer | None:
+        return self.answer(ev.Enter(call=self.call(actor or peer(99), request), phase=phase, deadline=deadline))
 
     def give(self, session: SessionId, lease: LeaseId, slots: Iterable[int] = ()) -> Answer | None:
         named = tuple(SlotId(slot) for slot in slots)

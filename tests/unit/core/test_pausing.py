@@ -333,11 +333,12 @@ class TestOrder:
 
     def test_it_takes_effect_when_the_gates_are_closed(self) -> None:
         desk, session = self.ordered()
-        desk.do(ev.Quiet(session=session, order=order_of(desk)))
+        effects = desk.do(ev.Quiet(session=session, order=order_of(desk)))
         answer = desk.answers[desk.last_call]
         assert isinstance(answer, ef.Paused)
         assert len(answer.leases) == 2
-        assert not desk.sent(ef.SendPauseCancelled)
+        told = [type(one) for one in effects if isinstance(one, ef.SendLeaseState | ef.SendPauseCancelled)]
+        assert told == [ef.SendLeaseState, ef.SendPauseCancelled], "its agent may not know the lease any more"
 
     def test_it_is_refused_when_they_can_not_be(self) -> None:
         desk, session = self.ordered()
