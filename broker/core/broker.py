@@ -16,6 +16,7 @@ from vrambroker.broker.core import (
     reports,
     requests,
     resuming,
+    sealing,
     settlement,
     views,
 )
@@ -71,7 +72,16 @@ class Broker:
         before = settlement.totals(book)
         match event:
             case (
-                ev.Attach() | ev.Detach() | ev.Lease() | ev.Claim() | ev.Return() | ev.Pause() | ev.Resume() | ev.Mark()
+                ev.Attach()
+                | ev.Detach()
+                | ev.Lease()
+                | ev.Claim()
+                | ev.Return()
+                | ev.Pause()
+                | ev.Resume()
+                | ev.Seal()
+                | ev.Unseal()
+                | ev.Mark()
             ):
                 _call(book, event)
             case ev.Reattach():
@@ -166,6 +176,10 @@ def _perform(book: Book, event: MutatingCall) -> None:
             pausing.pause(book, event)
         case ev.Resume():
             resuming.resume(book, event)
+        case ev.Seal():
+            sealing.seal(book, event)
+        case ev.Unseal():
+            sealing.unseal(book, event)
         case ev.Mark():
             _mark(book, event)
         case _:

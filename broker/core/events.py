@@ -179,6 +179,26 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """The owner has mapped every frame of these tags read-only, and will map those that come so as well, once their
+    contents are in. All of the tags, or none of them, are sealed. Answered `Done`.
+    """
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseal:
+    """The owner will write to these tags again, after the answer, `Done`."""
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """Write a stage's name into the event stream, for the timeline. Answered `Done`."""
 
@@ -311,6 +331,8 @@ Event = (
     | Return
     | Pause
     | Resume
+    | Seal
+    | Unseal
     | Mark
     | CallAbandoned
     | Drain

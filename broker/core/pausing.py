@@ -90,12 +90,13 @@ def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
     """
     placed = files.place(book, session.peer.domain, leases)
     if placed is None:
-        raise _out_of_host_memory(book, session, sum(slot.size_bytes for lease in leases for slot in lease.unplaced()))
+        raise _out_of_host_memory(book, session, leases)
     return placed
 
 
-def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> OutOfHostMemory:
-    free_bytes = book.arena.free_bytes(session.peer.domain)
+def _out_of_host_memory(book: Book, session: Session, leases: list[Lease]) -> OutOfHostMemory:
+    free_bytes = files.free_bytes(book, session.peer.domain, leases)
+    requested_bytes = sum(slot.size_bytes for lease in leases for slot in lease.unplaced())
     return OutOfHostMemory(
         message=f"{session.name} must keep {requested_bytes} bytes and the arena has room for {free_bytes}",
         requested_bytes=requested_bytes,

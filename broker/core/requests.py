@@ -23,12 +23,14 @@ from vrambroker.broker.core.events import (
     Peer,
     Resume,
     Return,
+    Seal,
+    Unseal,
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
 
 Fingerprint = bytes
 ActorKey = tuple[int, int, Domain]
-MutatingCall = Attach | Detach | Lease | Claim | Return | Pause | Resume | Mark
+MutatingCall = Attach | Detach | Lease | Claim | Return | Pause | Resume | Seal | Unseal | Mark
 
 
 def fingerprint(event: MutatingCall) -> Fingerprint:
@@ -55,6 +57,10 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("pause", event.session, event.tags, event.release, event.quiet)
         case Resume():
             return ("resume", event.session, event.tags, event.wait)
+        case Seal():
+            return ("seal", event.session, event.tags)
+        case Unseal():
+            return ("unseal", event.session, event.tags)
         case Mark():
             return ("mark", event.label)
         case _:

@@ -11,7 +11,9 @@ from vrambroker.broker.core.events import Contents
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NaiveLease:
-    """`idle_since` orders the idle; `size` counts frames, and `there` those that are on the device."""
+    """`idle_since` orders the idle; `size` counts frames, `there` those that are on the device, and `parked` those whose
+    contents are in the arena.
+    """
 
     session: int
     tag: str
@@ -21,11 +23,27 @@ class NaiveLease:
     paused: bool = False
     there: int = 0
     idle_since: int = 0
+    sealed: bool = False
+    parked: int = 0
 
     @property
     def keeps(self) -> int:
         """What it takes of the arena."""
-        return self.size if self.paused and self.contents is Contents.KEEP else 0
+        if self.contents is not Contents.KEEP:
+            return 0
+        return self.size if self.paused else self.parked
+
+    @property
+    def cost(self) -> int:
+        if self.contents is not Contents.KEEP:
+            return 0
+        return 1 if self.parked == self.size else 2
+
+    def lose(self, frames: int) -> None:
+        """Have so many frames taken, those first that are parked already."""
+        self.there -= frames
+        if self.contents is Contents.KEEP:
+            self.parked = max(self.parked, self.size - self.there)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -43,6 +61,7 @@ class Naive:
     leases: list[NaiveLease] = field(default_factory=list[NaiveLease])
     queue: list[Waiting] = field(default_factory=list[Waiting])
     answers: dict[int, str] = field(default_factory=dict[int, str])
+    given_up: int = 0
 
     @property
     def free(self) -> int:
@@ -52,9 +71,9 @@ class Naive:
         return [lease for lease in self.leases if lease.session == session and lease.tag in tags]
 
     def idle(self, spared: list[NaiveLease]) -> list[NaiveLease]:
-        """Return who may be recalled: who need not be copied first, then the longest idle."""
+        """Return who may be recalled: whose contents are worth nothing first, or parked already, then the longest idle."""
         found = [one for one in self.leases if one.paused and one.there and one not in spared]
-        return sorted(found, key=lambda one: (one.contents is Contents.KEEP, one.idle_since, one.number))
+        return sorted(found, key=lambda one: (one.cost, one.idle_since, one.number))
 
     def take(self, need: int, spared: list[NaiveLease]) -> bool:
         """Make room for so many frames by recall, or change nothing."""
@@ -62,7 +81,7 @@ class Naive:
         if need > self.free + sum(lease.there for lease in idle):
             return False
         for lease in idle:
-            lease.there -= min(lease.there, max(0, need - self.free))
+            lease.lose(min(lease.there, max(0, need - self.free)))
         return True
 
     def take_at_once(self, need: int, spared: list[NaiveLease]) -> bool:
@@ -73,7 +92,7 @@ class Naive:
         return all(self.of(session, (tag,)) for tag in tags)
 
     def lend(self, session: int, tag: str, contents: Contents, size: int, number: int) -> str:
-        if any(lease.paused for lease in self.of(session, (tag,))):
+        if any(lease.paused or lease.sealed for lease in self.of(session, (tag,))):
             return "WrongState"
         if not self.take_at_once(size, []):
             return "OutOfDeviceMemory"
@@ -89,13 +108,15 @@ class Naive:
         if not self.known(session, tags):
             return "UnknownTag"
         fresh = [lease for lease in self.of(session, tags) if not lease.paused]
-        need = sum(lease.size for lease in fresh if lease.contents is Contents.KEEP)
-        if sum(lease.keeps for lease in self.leases) + need > self.budget:
+        need = sum(lease.size - lease.parked for lease in fresh if lease.contents is Contents.KEEP)
+        over = sum(lease.keeps for lease in self.leases) + need - self.budget
+        if over > sum(lease.parked for lease in self.spare(fresh)):
             return "OutOfHostMemory"
+        self.given_up = max(0, over)
         for lease in fresh:
             lease.paused, lease.idle_since = True, now
         for lease in self.of(session, tags) if release else []:
-            lease.there = 0
+            lease.lose(lease.there)
         self.serve()
         return "Paused"
 
@@ -117,9 +138,26 @@ class Naive:
         self.serve()
         return ""
 
+    def spare(self, needed: list[NaiveLease]) -> list[NaiveLease]:
+        """Return the leases whose copies nobody needs just now; which of them go is the core's choice."""
+        return [one for one in self.leases if one.sealed and not one.paused and one not in needed]
+
     def bring_back(self, leases: list[NaiveLease]) -> None:
         for lease in leases:
             lease.paused, lease.there = False, lease.size
+            lease.parked = lease.parked if lease.sealed else 0
+
+    def seal(self, session: int, tags: tuple[str, ...], sealed: bool) -> str:
+        if not self.known(session, tags):
+            return "UnknownTag"
+        leases = self.of(session, tags)
+        if sealed and any(lease.contents is not Contents.KEEP for lease in leases):
+            return "InvalidArgument"
+        for lease in leases:
+            lease.sealed = sealed
+            if not lease.paused and not sealed:
+                lease.parked = 0
+        return "Done"
 
     def serve(self) -> None:
         """Serve the queue, first come first served; past one that can't be served, only those that fit in what is

@@ -29,9 +29,12 @@ class SimSlot:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SimLease:
+    """`sealed`: from before the broker is asked to call it so until it has said that it is not any more."""
+
     tag: str
     contents: ev.Contents
     paused: bool = False
+    sealed: bool = False
     slots: dict[SlotId, SimSlot] = field(default_factory=dict[SlotId, SimSlot])
 
 
@@ -221,8 +224,10 @@ class SimClient:
             self._verify(number, slot)
 
     def write(self, lease: SimLease) -> None:
-        """Use the memory: look at what is there and write something else."""
+        """Use the memory: look at what is there and write something else, unless it is sealed."""
         self.verify(lease)
+        if lease.sealed:
+            return
         for slot in lease.slots.values():
             if slot.frame is not None:
                 self._written += 1
@@ -235,6 +240,12 @@ class SimClient:
             return []
         closed = {tag for tags in self.gates.values() for tag in tags}
         return [one for one in self.leases.values() if not one.paused and one.tag not in closed]
+
+    def seal(self, tags: tuple[str, ...], *, sealed: bool) -> None:
+        """Make memory read-only before the broker hears of it, or writable after it has."""
+        for lease in self.leases.values():
+            if lease.tag in tags:
+                lease.sealed = sealed
 
     def let_go(self, number: LeaseId, slots: list[SlotId]) -> None:
         """Unmap slots that are about to be returned; all of the lease, if none are named."""

@@ -79,7 +79,8 @@ def drain(world: World) -> None:
 
 def _replay(world: World) -> None:
     """Send something anew whose answer somebody still waits for, whether or not it was given already."""
-    known = [asked for asked in world.unanswered if not isinstance(asked.what, ev.Reattach)]
+    # A client sends on one connection, in order: a seal that comes again late can't follow upon an unseal.
+    known = [asked for asked in world.unanswered if not isinstance(asked.what, ev.Reattach | ev.Seal)]
     if known:
         asked = world.chance.choice(known)
         client = next((one for one in world.clients if one.peer == asked.actor), None)

@@ -229,6 +229,12 @@ class Desk:
         )
         return self.answer(event)
 
+    def seal(self, session: SessionId, *tags: str, actor: ev.Peer | None = None) -> Answer | None:
+        return self.answer(ev.Seal(call=self.call(actor or self.peers[session]), session=session, tags=tags))
+
+    def unseal(self, session: SessionId, *tags: str, actor: ev.Peer | None = None) -> Answer | None:
+        return self.answer(ev.Unseal(call=self.call(actor or self.peers[session]), session=session, tags=tags))
+
     def give(self, session: SessionId, lease: LeaseId, slots: Iterable[int] = ()) -> Answer | None:
         named = tuple(SlotId(slot) for slot in slots)
         return self.answer(ev.Return(call=self.call(self.peers[session]), session=session, lease=lease, slots=named))
