@@ -34,7 +34,10 @@ class HostStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagStatus:
-    """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock."""
+    """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock.
+
+    `sealed`: nobody can write to it, and what it has on the host while it is resident is the copy that it keeps.
+    """
 
     tag: str
     lease: int
@@ -43,6 +46,7 @@ class TagStatus:
     device_bytes: int
     host_bytes: int
     since_ns: int
+    sealed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +202,7 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         device_bytes=message.device_bytes,
         host_bytes=message.host_bytes,
         since_ns=message.since_ns,
+        sealed=message.sealed,
     )
 
 

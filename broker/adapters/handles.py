@@ -150,6 +150,8 @@ class HandleServer:
                 | records.Resume()
                 | records.Claim()
                 | records.Bye()
+                | records.Seal()
+                | records.Unseal()
             ) if session is not None:
                 self._asked(link, session, record)
             case _:

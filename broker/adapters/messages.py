@@ -101,6 +101,7 @@ def _session(session: SessionView) -> v1.Session:
             device_bytes=lease.device_bytes,
             host_bytes=lease.host_bytes,
             since_ns=lease.since,
+            sealed=lease.sealed,
         )
         for lease in session.leases
     ]

@@ -224,6 +224,24 @@ class Bye(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal(Record):
+    request: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar[int] = 12
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("tags", ListOf("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseal(Record):
+    request: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar[int] = 13
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("tags", ListOf("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Taken(Record):
     batch: int
 
@@ -401,6 +419,8 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Resume,
     Claim,
     Bye,
+    Seal,
+    Unseal,
     Taken,
     Arrived,
     Left,

@@ -12,7 +12,16 @@ from vrambroker.broker.core.errors import BrokerError, InvalidArgument
 from vrambroker.broker.core.events import Call, Contents, Event
 from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
 
-Request = records.Lease | records.Return | records.Pause | records.Resume | records.Claim | records.Bye
+Request = (
+    records.Lease
+    | records.Return
+    | records.Pause
+    | records.Resume
+    | records.Claim
+    | records.Bye
+    | records.Seal
+    | records.Unseal
+)
 TEXT_MAX = 200
 """How much of a peer's own words about a failure or a scope is kept; they go to people's terminals and logs."""
 
@@ -72,6 +81,10 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
             return events.Claim(call=call, session=session, claim=request.claim)
         case records.Bye():
             return events.Detach(call=call, session=session)
+        case records.Seal():
+            return events.Seal(call=call, session=session, tags=request.tags)
+        case records.Unseal():
+            return events.Unseal(call=call, session=session, tags=request.tags)
         case _:
             assert_never(request)
 

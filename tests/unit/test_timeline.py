@@ -142,7 +142,14 @@ def test_what_did_not_change_in_the_time_that_is_remembered_was_there_all_along(
     book = Book(64)
     book.events = [_event(500, 1, "marked", why="train"), _event(501, 3, "marked", why="end")]
     tag = TagStatus(
-        tag="params", lease=1, contents="keep", state="parked", device_bytes=0, host_bytes=8 * MIB, since_ns=0
+        tag="params",
+        lease=1,
+        contents="keep",
+        state="parked",
+        device_bytes=0,
+        host_bytes=8 * MIB,
+        since_ns=0,
+        sealed=False,
     )
     session = SessionStatus(session=1, name="trainer", pid=1, uid=0, connected=True, ended=False, tags=(tag,))
     history = book.history(session)
