@@ -123,6 +123,21 @@ vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint32_t coun
   });
 }
 
+vrb_status vrb_seal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).seal(tags_of(tags, count), timeout_ms); });
+}
+
+vrb_status vrb_unseal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).unseal(tags_of(tags, count), timeout_ms); });
+}
+
+vrb_status vrb_tag_sealed(vrb_client *client, const char *tag, int *sealed, vrb_error *error) {
+  return guarded(error, [&] {
+    int &into = given(sealed, "sealed");
+    into = client_of(client).is_sealed(text_of(tag, "tag")) ? 1 : 0;
+  });
+}
+
 vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
                          vrb_error *error) {
   return guarded(error, [&] { client_of(client).enter(tags_of(tags, count), text_of(scope, "scope")); });

@@ -106,6 +106,7 @@ void Client::require_open() const {
 void Client::require_open(const Tag &tag) const {
   require_open();
   if (!tag.is_open()) throw wrong_state("tag " + tag.name + " is paused", tag.name);
+  if (tag.sealed) throw wrong_state("tag " + tag.name + " is sealed: unseal it before more is allocated under it", tag.name);
 }
 
 // Returns the tags of these names, each once.
@@ -332,18 +333,16 @@ void Client::reopen_gates(const std::vector<Tag *> &tags) {
   }
 }
 
-void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
-  free_put_off();
-  Lock lock(book_.mutex);
-  require_open();
-  const std::vector<Tag *> tags = find_tags(names);
+// Runs `body` while the gates of all these tags are closed and what this process gave the device to do is done.
+template <class Body>
+void Client::when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body) {
   close_gates(tags);
   try {
     lock.unlock();
     const Failure noisy = device_->quiesce();
     lock.lock();
     if (noisy) throw Error(VRB_NOT_QUIESCENT, "NotQuiescent", *noisy);
-    pause_closed(lock, tags, release, timeout_ms);
+    body();
   } catch (const Error &) {
     reopen_gates(tags);
     throw;
@@ -351,12 +350,26 @@ void Client::pause(const std::vector<std::string> &names, bool release, uint32_t
   reopen_gates(tags);
 }
 
-void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms) {
+void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
+  free_put_off();
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  when_quiet(lock, tags, [&] { pause_closed(lock, tags, release, timeout_ms); });
+}
+
+// Waits until nothing is on its way to tags whose gates are closed, and gives back what they have to spare.
+void Client::settle_growths(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms) {
   const auto deadline = deadline_of(timeout_ms);
   const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
   if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
   if (book_.release_spares(Clock::time_point::max())) wake_.ring();
   give_back(lock, book_.sweeps_wanted, deadline);
+}
+
+void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  settle_growths(lock, tags, timeout_ms);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   if (!known.empty()) {
@@ -411,6 +424,79 @@ void Client::settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::t
 bool Client::is_paused(const std::string &tag) {
   const Lock lock(book_.mutex);
   return find_tags({tag}).front()->is_paused();
+}
+
+void Client::seal(const std::vector<std::string> &names, uint32_t timeout_ms) {
+  free_put_off();
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  require_sealable(tags);
+  when_quiet(lock, tags, [&] { seal_closed(lock, tags, timeout_ms); });
+}
+
+void Client::require_sealable(const std::vector<Tag *> &tags) const {
+  for (const Tag *tag : tags) {
+    if (!is_known_to_daemon(*tag)) throw unknown_tag(tag->name);
+    for (const Lease *lease : tag->leases) {
+      if (lease->number == 0 || lease->contents == VRB_KEEP) continue;
+      throw invalid_argument("tag " + tag->name + " has contents that are not kept across a pause, so it can't be sealed", tag->name);
+    }
+  }
+}
+
+// The memory is read-only before the daemon hears of it. Where that says no, it is writable again; without an answer it
+// stays read-only, since the daemon may count on it.
+void Client::seal_closed(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  settle_growths(lock, tags, timeout_ms);
+  std::vector<Tag *> fresh;
+  std::copy_if(tags.begin(), tags.end(), std::back_inserter(fresh), [](const Tag *tag) { return !tag->sealed; });
+  try {
+    protect(lock, fresh, true, deadline);
+    ask(lock, record::Seal{0, names_of(tags)}, left_of(deadline, timeout_ms));
+  } catch (const Error &error) {
+    const bool is_answer = error.status == VRB_DEVICE || (error.status == VRB_REFUSED && error.name != "WaitExpired");
+    if (is_answer) protect(lock, fresh, false, deadline);
+    throw;
+  }
+}
+
+void Client::unseal(const std::vector<std::string> &names, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  std::vector<Tag *> sealed;
+  std::copy_if(tags.begin(), tags.end(), std::back_inserter(sealed), [](const Tag *tag) { return tag->sealed; });
+  if (sealed.empty()) return;
+  ask(lock, record::Unseal{0, names_of(sealed)}, timeout_ms);
+  protect(lock, sealed, false, deadline);
+}
+
+// Has the agent map what is there of these tags read-only, or writable again. What arrives meanwhile is mapped as the tag
+// says, so that is said first, and last.
+void Client::protect(Lock &lock, const std::vector<Tag *> &tags, bool sealed, Clock::time_point deadline) {
+  for (Tag *tag : tags) {
+    tag->sealed = sealed;
+    ++tag->protects_wanted;
+  }
+  wake_.ring();
+  const auto is_done = [](const Tag *tag) { return tag->protects_done == tag->protects_wanted; };
+  const auto is_over = [&] { return book_.ended || std::all_of(tags.begin(), tags.end(), is_done); };
+  if (!book_.changed.wait_until(lock, deadline, is_over)) throw no_answer(GRACE_MS);
+  for (Tag *tag : tags) {
+    const Failure failure = std::exchange(tag->protect_failure, std::nullopt);
+    if (!failure) continue;
+    // What could not be made writable is not handed out.
+    tag->sealed = true;
+    throw driver_failed(*failure);
+  }
+}
+
+bool Client::is_sealed(const std::string &tag) {
+  const Lock lock(book_.mutex);
+  return find_tags({tag}).front()->sealed;
 }
 
 bool Client::is_lost(uint32_t timeout_ms) {

@@ -51,6 +51,10 @@ class Client {
   // Returns, per tag, whether its pages are the same as before the pause.
   std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_paused(const std::string &tag);
+  // Maps the tags read-only, so that their contents are copied out once at most.
+  void seal(const std::vector<std::string> &tags, uint32_t timeout_ms);
+  void unseal(const std::vector<std::string> &tags, uint32_t timeout_ms);
+  bool is_sealed(const std::string &tag);
   DlpackDevice dlpack_device() const { return device_->dlpack_device(); }
 
   // Whether there is no daemon any more that knows this session; finds out first, where that is open.
@@ -81,8 +85,14 @@ class Client {
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);
   void close_gates(const std::vector<Tag *> &tags);
+  template <class Body>
+  void when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body);
   void reopen_gates(const std::vector<Tag *> &tags);
   void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms);
+  void seal_closed(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms);
+  void require_sealable(const std::vector<Tag *> &tags) const;
+  void protect(Lock &lock, const std::vector<Tag *> &tags, bool sealed, Clock::time_point deadline);
+  void settle_growths(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms);
   void settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::time_point deadline);
   void leave(const std::vector<Tag *> &tags, const std::string &scope);
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "gate.h"
 #include "range.h"
 #include "records.h"
@@ -43,6 +44,11 @@ struct Tag {
   std::vector<Lease *> leases;
   uint32_t pausers = 0;          // calls of vrb_pause under way
   bool paused_unheard = false;   // paused when the daemon knew nothing of it
+  bool sealed = false;           // its frames are mapped read-only, or about to be
+  // How often it was asked for that they are mapped so, or writable again; how often that was done, and what it came to.
+  uint64_t protects_wanted = 0;
+  uint64_t protects_done = 0;
+  Failure protect_failure;
   std::set<uint64_t> orders;     // pause orders that keep the gate closed
   std::set<uint64_t> quiet;      // those of them that were answered QUIET
 

@@ -186,8 +186,22 @@ Failure Mover::start_filling(Lease &lease, const Placed &placed) {
   } else if (lease.contents == VRB_ZERO && (order.flags & SLOT_DIRTY) != 0) {
     submit(Copier::Direction::in, lease, slot, 0, {{to, nullptr, slot.size_bytes}});
   } else {
-    settle(lease, slot);
+    return finish(lease, slot);
   }
+  return std::nullopt;
+}
+
+// The slot holds what it should: from now on nobody writes to it, if it is sealed.
+Failure Mover::finish(Lease &lease, Slot &slot) {
+  bool sealed = false;
+  {
+    const std::lock_guard lock(book_.mutex);
+    sealed = lease.tag.sealed;
+  }
+  if (sealed) {
+    if (Failure failure = device_.protect(lease.address_of(slot), slot.size_bytes, false)) return failure;
+  }
+  settle(lease, slot);
   return std::nullopt;
 }
 
@@ -224,13 +238,9 @@ void Mover::abandon(Lease &lease, Slot &slot) {
 void Mover::copied_in(Lease &lease, Slot &slot, const Failure &failure) {
   const uint64_t number = slot.number;
   const auto recall = std::exchange(slot.recall_next, std::nullopt);
-  if (failure) {
-    abandon(lease, slot);
-    tell_arrived(lease.number, {number}, *failure);
-  } else {
-    settle(lease, slot);
-    tell_arrived(lease.number, {number}, "");
-  }
+  const Failure wrong = failure ? failure : finish(lease, slot);
+  if (wrong) abandon(lease, slot);
+  tell_arrived(lease.number, {number}, wrong.value_or(""));
   if (!recall) return;
   std::vector<uint64_t> left;
   recall_slot(lease, *recall, left);

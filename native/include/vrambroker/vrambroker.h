@@ -104,6 +104,20 @@ VRB_API vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32
 VRB_API vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
                               uint8_t *same_pages, vrb_error *error);
 
+/* Map every frame of these tags read-only, now and when they come back from a pause, so that their contents provably don't
+ * change: they are copied out once at most. The caller has seen to it that its own work on them is done, as for vrb_pause.
+ * Who writes to them then has a fault: SIGSEGV on the host, a dead context on a GPU. Nothing more is allocated under them
+ * (VRB_WRONG_STATE); freeing, pausing, resuming and use scopes are as ever. Tags that are sealed, or paused, may be sealed.
+ * VRB_UNKNOWN_TAG where nothing is leased, VRB_INVALID where contents are not kept. Without an answer (VRB_LOST, or
+ * WaitExpired) they stay read-only, since the daemon may have heard it. */
+VRB_API vrb_status vrb_seal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
+                            vrb_error *error);
+/* Make them writable again; what was copied of them is void. After a failure they may still be read-only. */
+VRB_API vrb_status vrb_unseal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
+                              vrb_error *error);
+/* sealed: 1 if the tag is sealed. Unknown tags answer VRB_UNKNOWN_TAG. */
+VRB_API vrb_status vrb_tag_sealed(vrb_client *client, const char *tag, int *sealed, vrb_error *error);
+
 /* Enter and leave a use scope on these tags. Entering needs them resident: a paused or closing tag answers
  * VRB_WRONG_STATE and nothing is entered. The last one out of a tag that is asked to pause lets the pause proceed.
  * In a forked child leaving is VRB_OK, and does nothing: the scope is its parent's. */
