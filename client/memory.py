@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
-from vrambroker.broker.core.errors import BrokerUnavailable, WrongState
+from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument, WrongState
 from vrambroker.client import discovery, native
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class _Tensors(Protocol):
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> "Allocate": ...
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]: ...
     def before_pause(self, tags: tuple[str, ...]) -> None: ...
+    def before_seal(self, tags: tuple[str, ...]) -> None: ...
     def wait_for_work(self) -> None: ...
     def close(self) -> None: ...
 
@@ -105,7 +106,7 @@ class Memory:
         the last tensor over it, in any state of the tag, also after `close`; on a GPU torch caches it until the tag's
         next pause. A tensor without elements has no memory.
         Raises `OutOfDeviceMemory` at once if idle memory can't cover it (on a GPU torch's own `OutOfMemoryError`, with
-        a note), `WrongState` if the tag is paused.
+        a note), `WrongState` if the tag is paused or sealed.
         """
         import torch
 
@@ -152,7 +153,7 @@ class Memory:
         graphs. On `host` it covers the storages that operators make: parameters, results, and gradients of a backward
         pass begun in the block; not memory that torch did not allocate itself (numpy, `torch.load`, mapped files),
         `copy.deepcopy` of a plain tensor, and what has no plain strided memory; it can't be resized.
-        Raises `WrongState` if the tag is paused. In the block, an operator that finds no room raises
+        Raises `WrongState` if the tag is paused or sealed. In the block, an operator that finds no room raises
         `OutOfDeviceMemory`, on a GPU torch's own `OutOfMemoryError` with a note that names the holders.
         """
         lease = self._lease(tag, contents)
@@ -165,7 +166,7 @@ class Memory:
 
         Graphs that are given the same one share their memory, as torch has it. A graph replays as long as its tags are
         resident, whoever had their memory in between. Lives until the process ends.
-        Raises `WrongState` if the tag is paused, `InvalidArgument` on `host`.
+        Raises `WrongState` if the tag is paused or sealed, `InvalidArgument` on `host`.
         """
         lease = self._lease(tag, contents)
         self._check_resident(tag, "capturing under it")
@@ -196,6 +197,30 @@ class Memory:
         """
         named = tags or self.tags
         return self._client.resume(named, timeout_s=timeout) if named else {}
+
+    def seal(self, *tags: str, timeout: float = TIMEOUT_S) -> None:
+        """Make these tags' memory read-only, so that their contents provably don't change.
+
+        What is sealed is copied out once at most: its copy on the host stays while it is resident, until other contents
+        need the room, and the next time its memory is taken without a copy. Who writes to it has a fault: SIGSEGV on
+        `host`, a dead CUDA context on a GPU. Nothing more is allocated under a sealed tag; it is paused, resumed, used and
+        freed as ever. Waits for this process's work on a GPU, as `pause` does. Sealing what is sealed is no error, and
+        paused tags may be sealed.
+        Raises `InvalidArgument` for contents that are not kept, `UnknownTag` where nothing is leased, `NotQuiescent` as
+        `pause` does, `WrongState` if a region is open on a tag, or a CUDA graph's memory lies under it (a replay writes).
+        After `BrokerLost` or `WaitExpired` the memory is read-only, as the broker may have heard it: seal or unseal again.
+        """
+        self._require_named(tags, "seal")
+        if self._torch is not None:
+            self._torch.before_seal(tags)
+        self._client.seal(tags, timeout_s=timeout)
+
+    def unseal(self, *tags: str, timeout: float = TIMEOUT_S) -> None:
+        """Make these tags' memory writable again; their copies on the host are given up. In any state, and as often as
+        you like. After an error they are still read-only.
+        """
+        self._require_named(tags, "unseal")
+        self._client.unseal(tags, timeout_s=timeout)
 
     @contextmanager
     def use(self, *tags: str, name: str = "use") -> Generator[None]:
@@ -269,6 +294,10 @@ class Memory:
         lease = self._client.open_lease(tag, contents)
         return self._leases.setdefault((tag, contents), lease)
 
+    def _require_named(self, tags: tuple[str, ...], what: str) -> None:
+        if not tags:
+            raise InvalidArgument(message=f"name the tags to {what}", argument="tags")
+
     def _check_resident(self, tag: str, what_for: str) -> None:
         if self._client.is_paused(tag):
             raise WrongState(
@@ -276,6 +305,13 @@ class Memory:
                 session=self.name,
                 tag=tag,
                 state="paused",
+            )
+        if self._client.is_sealed(tag):
+            raise WrongState(
+                message=f"tag {tag} is sealed: unseal it before {what_for}",
+                session=self.name,
+                tag=tag,
+                state="sealed",
             )
 
     def _tensors(self) -> _Tensors:

@@ -139,6 +139,9 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_free": (c_void_p, c_void_p, POINTER(_Error)),
     "vrb_pause": (c_void_p, POINTER(c_char_p), c_uint32, c_int, c_uint32, POINTER(_Error)),
     "vrb_resume": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(c_uint8), POINTER(_Error)),
+    "vrb_seal": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(_Error)),
+    "vrb_unseal": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(_Error)),
+    "vrb_tag_sealed": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
     "vrb_use_enter": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
     "vrb_use_exit": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
     "vrb_fill_begin": (c_void_p, POINTER(_Error)),
@@ -281,6 +284,14 @@ class Client:
         self._call("vrb_resume", _labels(tags), len(tags), milliseconds(timeout_s), same_pages)
         return {tag: bool(same) for tag, same in zip(tags, same_pages, strict=True)}
 
+    def seal(self, tags: Sequence[str], *, timeout_s: float) -> None:
+        """Map tags read-only; see `Memory.seal`."""
+        self._call("vrb_seal", _labels(tags), len(tags), milliseconds(timeout_s))
+
+    def unseal(self, tags: Sequence[str], *, timeout_s: float) -> None:
+        """Map tags writable again."""
+        self._call("vrb_unseal", _labels(tags), len(tags), milliseconds(timeout_s))
+
     def use_enter(self, tags: Sequence[str], scope: str) -> None:
         self._call("vrb_use_enter", _labels(tags), len(tags), check_label(scope, "name"))
 
@@ -291,6 +302,11 @@ class Client:
         paused = c_int()
         self._call("vrb_tag_paused", check_label(tag, "tag"), byref(paused))
         return bool(paused.value)
+
+    def is_sealed(self, tag: str) -> bool:
+        sealed = c_int()
+        self._call("vrb_tag_sealed", check_label(tag, "tag"), byref(sealed))
+        return bool(sealed.value)
 
     def _call(self, name: str, *arguments: object) -> None:
         function: Callable[..., int] = getattr(self._library, name)

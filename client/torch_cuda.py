@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch.cuda.memory import CUDAPluggableAllocator, MemPool
 
-from vrambroker.broker.core.errors import InvalidArgument, NotQuiescent
+from vrambroker.broker.core.errors import InvalidArgument, NotQuiescent, WrongState
 from vrambroker.client import native
 from vrambroker.client.discovery import gpu_name
 from vrambroker.client.tensors import Allocate
@@ -35,6 +35,7 @@ class CudaTensors:
         self.device = torch.device("cuda", self._index)
         self._lock = threading.Lock()
         self._idle: dict[native.Lease, list[MemPool]] = {}
+        self._entered: dict[native.Lease, int] = {}
         self._graph_pools: dict[native.Lease, MemPool] = {}
 
     @contextmanager
@@ -87,6 +88,16 @@ class CudaTensors:
         # Not under the lock: with the last reference torch calls the free hook, which waits for streams.
         del idle
 
+    def before_seal(self, tags: tuple[str, ...]) -> None:
+        """Have no pool left that would hand out or write to memory of these tags. Raises `WrongState` for one that would."""
+        self.before_pause(tags)
+        with self._lock:
+            regions = {lease.tag: "a region is open on it" for lease, users in self._entered.items() if users}
+            graphs = {lease.tag: "memory of CUDA graphs is under it" for lease in self._graph_pools}
+        for tag, why in (graphs | regions).items():
+            if tag in tags:
+                raise WrongState(message=f"tag {tag} can't be sealed: {why}", tag=tag, state="in use")
+
     def wait_for_work(self) -> None:
         """Wait for this thread's current stream; what is captured into a graph does not run, and is not waited for.
 
@@ -109,12 +120,15 @@ class CudaTensors:
                 yield
         finally:
             with self._lock:
+                self._entered[lease] -= 1
                 self._idle.setdefault(lease, []).append(pool)
 
     def _take(self, lease: native.Lease) -> MemPool:
         with self._lock:
             idle = self._idle.get(lease)
-            return idle.pop() if idle else self._make_pool(lease)
+            pool = idle.pop() if idle else self._make_pool(lease)
+            self._entered[lease] = self._entered.get(lease, 0) + 1
+            return pool
 
     def _make_pool(self, lease: native.Lease) -> MemPool:
         allocator = _allocator_of(lease.torch_hook())
