@@ -29,12 +29,14 @@ from vrambroker.broker.core.errors import (
     WaitExpired,
     WrongState,
 )
+from vrambroker.client.callbacks import Decline
 from vrambroker.client.memory import Memory, connect
 
 __all__ = [
     "BrokerError",
     "BrokerLost",
     "BrokerUnavailable",
+    "Decline",
     "Draining",
     "DriverFailed",
     "Holder",

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
 from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument, WrongState
 from vrambroker.client import discovery, native
+from vrambroker.client.callbacks import Callbacks
 
 if TYPE_CHECKING:
     import torch
 
+    from vrambroker.client.callbacks import PauseCallback, ResumeCallback
     from vrambroker.client.placing import Placeable
     from vrambroker.client.status import Status
     from vrambroker.client.tensors import Allocate
@@ -58,6 +60,7 @@ class Memory:
         self._info = client.info()
         self._closed = False
         self._leases: dict[tuple[str, str], native.Lease] = {}
+        self._callbacks = Callbacks(client)
         # Made when torch is first needed; until then there is nothing of torch's here.
         self._torch: _Tensors | None = None
         self._control = Control(endpoint, token=self._token, attached=True)
@@ -223,19 +226,31 @@ class Memory:
         self._client.unseal(tags, timeout_s=timeout)
 
     @contextmanager
-    def use(self, *tags: str, name: str = "use") -> Generator[None]:
+    def use(
+        self,
+        *tags: str,
+        name: str = "use",
+        if_paused: Literal["raise", "resume"] = "raise",
+        timeout: float = TIMEOUT_S,
+    ) -> Generator[None]:
         """Hold these tags resident in the block (all of this object's tags, if none are named).
 
         A session that has such scopes can be paused from outside: that waits until no scope on the tag is open. Scopes
         nest, and any number of threads may be in them. `name` is what an operator is told while it waits. On a GPU the
         end of the block waits for this thread's current stream: work on other streams must have been joined to it.
-        Raises `WrongState` if a tag is paused or about to be, and nothing is entered.
+        If a tag is paused or about to be, raises `WrongState`; with `if_paused="resume"` all of them are resumed first,
+        within `timeout`, and it raises what `resume` does. Then nothing is entered.
         """
+        if if_paused not in ("raise", "resume"):
+            raise InvalidArgument(message=f"if_paused {if_paused!r}: expected raise or resume", argument="if_paused")
         named = tags or self.tags
         if not named:
             yield
             return
-        self._client.use_enter(named, name)
+        if if_paused == "resume":
+            self._client.use_enter_resuming(named, name, timeout_s=timeout)
+        else:
+            self._client.use_enter(named, name)
         try:
             yield
         finally:
@@ -244,6 +259,25 @@ class Memory:
                     self._torch.wait_for_work()
             finally:
                 self._client.use_exit(named, name)
+
+    def on_pause(self, callback: "PauseCallback", *tags: str) -> None:
+        """Have `callback(tags)` run when somebody else asks for a pause of these tags (of any, if none are named).
+
+        It brings the engine to rest, in a thread of this library, one callback after the other; it may use the tags and
+        open `use` scopes on them. When it returns (None or True), the pause takes effect, once this process's work on a
+        GPU is done and no scope is open any more. If it returns False, or raises `Decline("why")` or anything else,
+        whoever asked gets `NotQuiescent` with the reason; their deadline holds meanwhile, and then the error names the
+        callback. If the pause comes to nothing after all, `on_resume` callbacks are told so. A tag with a callback can
+        be paused from outside without `use` scopes. Callbacks stay until `close`. Not called for pauses of this object.
+        """
+        self._callbacks.on_pause(callback, tags)
+
+    def on_resume(self, callback: "ResumeCallback", *tags: str) -> None:
+        """Have `callback({tag: same_pages})` run when one of these tags is back that somebody else has resumed.
+
+        Called for each tag by itself. `same_pages` is as `resume` tells it. Not called for resumes of this object.
+        """
+        self._callbacks.on_resume(callback, tags)
 
     def status(self) -> "Status":
         """Return what the broker knows of everybody: device, sessions, queue, host memory."""
@@ -279,6 +313,7 @@ class Memory:
                 self._torch.close()
             self._control.close()
             self._client.close()
+            self._callbacks.join()
 
     def __enter__(self) -> Self:
         """Return itself; the end of the block closes it."""

@@ -289,6 +289,24 @@ class Busy(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Callback(Record):
+    order: int
+    declined: int
+    tag: str
+    callback: str
+    why: str
+
+    TYPE: ClassVar[int] = 29
+    LAYOUT: ClassVar[Layout] = (
+        ("order", "u64"),
+        ("declined", "u8"),
+        ("tag", "str"),
+        ("callback", "str"),
+        ("why", "str"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome(Record):
     protocol: int
     session: int
@@ -426,6 +444,7 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Left,
     Quiet,
     Busy,
+    Callback,
 )
 FROM_DAEMON: tuple[type[Record], ...] = (
     Welcome,

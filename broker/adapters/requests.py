@@ -25,7 +25,7 @@ Request = (
 TEXT_MAX = 200
 """How much of a peer's own words about a failure or a scope is kept; they go to people's terminals and logs."""
 
-Report = records.Arrived | records.Left | records.Quiet | records.Busy
+Report = records.Arrived | records.Left | records.Quiet | records.Busy | records.Callback
 
 
 def contents_of(number: int) -> Contents:
@@ -107,6 +107,18 @@ def event_of_report(report: Report, session: SessionId) -> Event:
         case records.Busy():
             return events.StillBusy(
                 session=session, order=OrderId(report.order), tag=report.tag, scope=readable(report.scope)
+            )
+        case records.Callback() if report.declined:
+            return events.Declined(
+                session=session,
+                order=OrderId(report.order),
+                tag=report.tag,
+                callback=readable(report.callback),
+                why=readable(report.why),
+            )
+        case records.Callback():
+            return events.Calling(
+                session=session, order=OrderId(report.order), tag=report.tag, callback=readable(report.callback)
             )
         case _:
             assert_never(report)

@@ -63,6 +63,7 @@ class PauseOrder:
     deadline: Instant
     busy_tag: str = ""
     busy_scope: str = ""
+    busy_callback: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -44,6 +44,8 @@ Report = (
     | ev.Quiet
     | ev.Busy
     | ev.StillBusy
+    | ev.Calling
+    | ev.Declined
 )
 DriverOutcome = (
     ev.FrameCreated
@@ -98,6 +100,8 @@ class Broker:
                 | ev.Quiet()
                 | ev.Busy()
                 | ev.StillBusy()
+                | ev.Calling()
+                | ev.Declined()
             ):
                 _report(book, event)
             case _:
@@ -225,6 +229,10 @@ def _report(book: Book, event: Report) -> None:
             pausing.busy(book, event)
         case ev.StillBusy():
             pausing.still_busy(book, event)
+        case ev.Calling():
+            pausing.calling(book, event)
+        case ev.Declined():
+            pausing.declined(book, event)
         case _:
             assert_never(event)
 

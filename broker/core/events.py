@@ -271,6 +271,27 @@ class StillBusy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calling:
+    """A report, no answer: the application's own callback is bringing the tag to rest, and keeps the order waiting."""
+
+    session: SessionId
+    order: OrderId
+    tag: str
+    callback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declined:
+    """The application's callback will not have the tag paused. The gates named in the order are open."""
+
+    session: SessionId
+    order: OrderId
+    tag: str
+    callback: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameCreated:
     frame: FrameId
 
@@ -342,6 +363,8 @@ Event = (
     | Quiet
     | Busy
     | StillBusy
+    | Calling
+    | Declined
     | FrameCreated
     | FrameCreateFailed
     | FrameDestroyed

@@ -147,6 +147,7 @@ record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *
 void Client::close() {
   Lock lock(book_.mutex);
   book_.closed = true;
+  book_.notices.arrived.notify_all();
   for (const auto &lease : book_.leases) book_.want_sweep(*lease);
   wake_.ring();
   // To be closed is a matter of this process; that the daemon has heard of it is only waited for.
@@ -331,6 +332,7 @@ void Client::reopen_gates(const std::vector<Tag *> &tags) {
     --tag->pausers;
     tag->set_gate();
   }
+  book_.changed.notify_all();
 }
 
 // Runs `body` while the gates of all these tags are closed and what this process gave the device to do is done.
@@ -385,6 +387,22 @@ std::vector<bool> Client::resume(const std::vector<std::string> &names, uint32_t
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
+  for (Tag *tag : tags) ++tag->resumers;
+  const auto over = [&] {
+    for (Tag *tag : tags) --tag->resumers;
+  };
+  try {
+    const std::vector<bool> same = resume_asked(lock, tags, names, timeout_ms);
+    over();
+    return same;
+  } catch (const Error &) {
+    over();
+    throw;
+  }
+}
+
+std::vector<bool> Client::resume_asked(Lock &lock, const std::vector<Tag *> &tags, const std::vector<std::string> &names,
+                                       uint32_t timeout_ms) {
   give_back(lock, book_.sweeps_wanted, deadline_of(timeout_ms));
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
@@ -513,18 +531,115 @@ void Client::seek_daemon() {
   wake_.ring();
 }
 
+// Enters all of them or none; returns the tag whose gate is closed, or null.
+Tag *Client::try_enter(const std::vector<Tag *> &tags, const std::string &scope) {
+  std::vector<Tag *> entered;
+  for (Tag *tag : tags) {
+    if (!tag->gate.enter(scope)) {
+      leave(entered, scope);
+      return tag;
+    }
+    entered.push_back(tag);
+  }
+  return nullptr;
+}
+
 void Client::enter(const std::vector<std::string> &names, const std::string &scope) {
   if (!is_text(scope, SCOPE_LENGTH_MAX)) throw invalid_argument("a scope's name is text of 1 to 64 bytes");
   const Lock lock(book_.mutex);
   require_open();
-  std::vector<Tag *> entered;
-  for (Tag *tag : find_tags(names)) {
-    if (!tag->gate.enter(scope)) {
-      leave(entered, scope);
-      throw wrong_state("tag " + tag->name + " is paused or about to be", tag->name);
+  const Tag *const closed = try_enter(find_tags(names), scope);
+  if (closed != nullptr) throw wrong_state("tag " + closed->name + " is paused or about to be", closed->name);
+}
+
+void Client::enter_resuming(const std::vector<std::string> &names, const std::string &scope, uint32_t timeout_ms) {
+  if (!is_text(scope, SCOPE_LENGTH_MAX)) throw invalid_argument("a scope's name is text of 1 to 64 bytes");
+  const auto deadline = Clock::now() + milliseconds(timeout_ms);
+  Lock lock(book_.mutex);
+  for (bool first = true;; first = false) {
+    require_open();
+    Tag *const closed = try_enter(find_tags(names), scope);
+    if (closed == nullptr) return;
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count();
+    if (left <= 0 && !first) throw entered_too_late(closed->name, timeout_ms);
+    if (closed->is_paused()) {
+      lock.unlock();
+      resume(names, static_cast<uint32_t>(std::max<int64_t>(left, timeout_ms == 0 ? 0 : 1)));
+      lock.lock();
+    } else {
+      // It is about to be paused: then it is resumed; or that comes to nothing, and its gate opens.
+      book_.changed.wait_until(lock, deadline, [&] { return closed->is_paused() || !closed->gate.is_closed(); });
     }
-    entered.push_back(tag);
   }
+}
+
+void Client::watch(Notice::Kind kind, const std::string &tag) {
+  if (!tag.empty() && !is_word(tag)) throw invalid_argument("a tag has 1 to 64 of the characters A-Z a-z 0-9 _ . : @ + -", tag);
+  const Lock lock(book_.mutex);
+  require_open();
+  book_.notices.watch(kind, tag);
+}
+
+std::optional<Notice> Client::next_notice() {
+  Lock lock(book_.mutex);
+  while (true) {
+    book_.notices.arrived.wait(lock, [&] { return book_.closed || book_.notices.has_any(); });
+    if (book_.closed) return std::nullopt;
+    Notice notice = book_.notices.take();
+    if (notice.kind == Notice::Kind::resumed) return notice;
+    asked_ = notice;
+    const auto order = book_.orders.find(notice.order);
+    if (order == book_.orders.end()) continue;
+    if (!book_.is_paused(notice.tags)) return notice;
+    // Somebody was faster: there is nothing left to bring to rest.
+    give_consent(notice.order, order->second);
+  }
+}
+
+void Client::begin_callback(uint64_t order, const std::string &tag, const std::string &callback) {
+  const Lock lock(book_.mutex);
+  const auto known = book_.orders.find(order);
+  if (known == book_.orders.end()) return;
+  known->second.calling_tag = tag;
+  known->second.calling = callback;
+  known->second.told_busy = false;
+  wake_.ring();
+}
+
+void Client::give_consent(uint64_t number, Order &order) {
+  order.consent = Consent::given;
+  order.told_busy = false;
+  book_.close_gates(number, order);
+  wake_.ring();
+}
+
+void Client::consent(uint64_t order) {
+  // What the callbacks have ended may still run on the device.
+  const Failure noisy = device_->quiesce();
+  const Lock lock(book_.mutex);
+  const auto known = book_.orders.find(order);
+  if (known != book_.orders.end() && known->second.consent == Consent::awaited) {
+    if (noisy) {
+      send_declined(order, known->second.watched.front(), known->second.calling, *noisy);
+    } else {
+      give_consent(order, known->second);
+    }
+  } else if (asked_ && asked_->order == order) {
+    // Too late: the order is void, and what was brought to rest for it goes on.
+    book_.tell_kept(asked_->tags);
+  }
+  asked_.reset();
+}
+
+void Client::decline(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why) {
+  const Lock lock(book_.mutex);
+  asked_.reset();
+  if (book_.orders.count(order) != 0) send_declined(order, tag, callback, why);
+}
+
+void Client::send_declined(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why) {
+  channel_.send(encode(record::Callback{order, 1, tag, callback, why}));
+  book_.orders.erase(order);
 }
 
 void Client::exit(const std::vector<std::string> &names, const std::string &scope) {

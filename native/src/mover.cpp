@@ -295,6 +295,7 @@ void Mover::recall_slot(Lease &lease, const RecallSlot &order, std::vector<uint6
 Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) {
   if ((order.flags & SLOT_PARK) == 0) {
     Failure failure = unmap(lease, slot);
+    if (!failure) lease.moved = true;
     end_motion(lease, slot);
     return failure;
   }
@@ -313,6 +314,7 @@ Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) 
 
 void Mover::copied_out(Lease &lease, Slot &slot, const Failure &failure) {
   const Failure wrong = failure ? failure : unmap(lease, slot);
+  if (!wrong) lease.moved = true;
   end_motion(lease, slot);
   tell_left(lease.number, {slot.number}, wrong.value_or(""));
 }
@@ -339,6 +341,7 @@ void Mover::set_state(const record::LeaseState &state) {
   Lease *lease = book_.find_lease(state.lease);
   if (lease == nullptr) return;
   if (state.paused != 0) {
+    if (!lease->paused) lease->moved = false;
     lease->paused = true;
     lease->resuming = false;
     for (auto &[number, slot] : lease->slots) slot.stale = lease->contents == VRB_ZERO && slot.mapped;
@@ -367,7 +370,15 @@ void Mover::open_resumed(Lease &lease) {
   lease.resuming = false;
   lease.paused = false;
   lease.tag.set_gate();
+  tell_resumed(lease.tag);
   book_.changed.notify_all();
+}
+
+// Tells who watches the tag, if it was not this process that asked for it back.
+void Mover::tell_resumed(const Tag &tag) {
+  if (tag.resumers > 0 || tag.is_paused() || !book_.notices.is_watched(Notice::Kind::resumed, tag.name)) return;
+  const bool same = std::none_of(tag.leases.begin(), tag.leases.end(), [](const Lease *lease) { return lease->moved; });
+  book_.notices.add({Notice::Kind::resumed, 0, {tag.name}, same});
 }
 
 void Mover::zeroed(Lease &lease, Slot &slot, const Failure &failure) {

@@ -86,6 +86,7 @@ class Mover {
   void zeroed(Lease &lease, Slot &slot, const Failure &failure);
   void start_zeroing(Lease &lease);
   void open_resumed(Lease &lease);
+  void tell_resumed(const Tag &tag);
 
   Failure protect_slots(Lease &lease, bool writable);
 

@@ -228,6 +228,18 @@ struct Busy {
   }
 };
 
+struct Callback {
+  static constexpr uint16_t TYPE = 29;
+  static constexpr const char *NAME = "CALLBACK";
+  uint64_t order;
+  uint8_t declined;
+  std::string tag, callback, why;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("order", s.order), v("declined", s.declined), v("tag", s.tag), v("callback", s.callback), v("why", s.why);
+  }
+};
+
 struct Welcome {
   static constexpr uint16_t TYPE = 64;
   static constexpr const char *NAME = "WELCOME";
@@ -354,7 +366,7 @@ struct Error {
 
 using FromClient =
     std::variant<record::Hello, record::Lease, record::Return, record::Pause, record::Resume, record::Claim, record::Bye,
-                 record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy>;
+                 record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy, record::Callback>;
 using FromDaemon =
     std::variant<record::Welcome, record::Grant, record::Arena, record::ArenaGone, record::Recall, record::PauseOrder,
                  record::PauseCancelled, record::LeaseState, record::Draining, record::Done, record::Error>;

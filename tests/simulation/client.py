@@ -185,6 +185,8 @@ class SimClient:
         roll = self._chance.random()
         if roll < 0.15:
             self._report(self, ev.Busy(session=self.session, order=order.order, tag=order.tags[0]))
+        elif roll < 0.25:
+            self._call_back(order, declined=roll < 0.2)
         elif roll < 0.4:
             self.gates[order.order] = order.tags
             self.busy.append(order.order)
@@ -192,6 +194,18 @@ class SimClient:
         else:
             self.gates[order.order] = order.tags
             self._report(self, ev.Quiet(session=self.session, order=order.order))
+
+    def _call_back(self, order: ef.SendPauseOrder, declined: bool) -> None:
+        """Have the application's callback refuse the order, or keep it waiting."""
+        assert self.session is not None
+        tag = order.tags[0]
+        if declined:
+            why = self._chance.choice(("in the middle of a batch", ""))
+            self._report(self, ev.Declined(session=self.session, order=order.order, tag=tag, callback="drain", why=why))
+            return
+        self._report(self, ev.Calling(session=self.session, order=order.order, tag=tag, callback="drain"))
+        self.gates[order.order] = order.tags
+        self.busy.append(order.order)
 
     def finish_scope(self) -> None:
         """Leave the scope that has kept an order waiting."""

@@ -114,6 +114,8 @@ def _stale_report(world: World) -> None:
         ev.Left(session=session, lease=lease, slots=(slot,), failure="no"),
         ev.Busy(session=session, order=OrderId(88_888), tag="weights"),
         ev.Quiet(session=session, order=OrderId(88_888)),
+        ev.Calling(session=session, order=OrderId(88_888), tag="weights", callback="drain"),
+        ev.Declined(session=session, order=OrderId(88_888), tag="weights", callback="drain", why="no"),
     ]
     before = world.broker.snapshot()
     world.happen(world.chance.choice(reports))

@@ -126,6 +126,41 @@ VRB_API vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, ui
 VRB_API vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
                                 vrb_error *error);
 
+/* Enter as vrb_use_enter does; what is paused is resumed first, as by vrb_resume, and what is about to be paused is waited
+ * for, timeout_ms in all. */
+VRB_API vrb_status vrb_use_enter_resuming(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
+                                          uint32_t timeout_ms, vrb_error *error);
+
+/* Notices: what a thread of the application waits for, to run its callbacks. */
+typedef enum vrb_notice_kind {
+  VRB_NOTICE_CLOSED = 0,      /* the client is closed: there will be no more */
+  VRB_NOTICE_PAUSE_ASKED = 1, /* a pause from outside: answer vrb_consent, or vrb_decline */
+  VRB_NOTICE_RESUMED = 2      /* a tag is back that somebody else has resumed; or a pause that was asked for is off */
+} vrb_notice_kind;
+
+typedef struct vrb_notice {
+  uint32_t kind;
+  uint32_t same_pages;  /* of a resume: no page of the tag has changed */
+  uint64_t order;       /* of a pause: what the answer names */
+  char tags[16644];     /* the tags that are watched, with a space between */
+} vrb_notice;
+
+/* Have notices of this kind made of a tag, or of all (null). A tag that is watched for VRB_NOTICE_PAUSE_ASKED can be paused
+ * from outside without use scopes; until vrb_consent its gate stays open. */
+VRB_API vrb_status vrb_watch(vrb_client *client, vrb_notice_kind kind, const char *tag, vrb_error *error);
+/* Waits for the next notice, for ever. One thread at a time. */
+VRB_API vrb_status vrb_next_notice(vrb_client *client, vrb_notice *notice, vrb_error *error);
+/* Say which callback is running for an order, for whoever waits. An order that is void by now is no error. */
+VRB_API vrb_status vrb_begin_callback(vrb_client *client, uint64_t order, const char *tag, const char *callback,
+                                      vrb_error *error);
+/* The tags are at rest, but for open use scopes, which are waited for: the pause may take effect. Waits for this process's
+ * work on the device first; if that can't be (a CUDA graph is being captured), it is declined. Where it was called off
+ * meanwhile, or is later, notices of VRB_NOTICE_RESUMED follow. */
+VRB_API vrb_status vrb_consent(vrb_client *client, uint64_t order, vrb_error *error);
+/* They are not: whoever asked is refused (NotQuiescent), with these words. */
+VRB_API vrb_status vrb_decline(vrb_client *client, uint64_t order, const char *tag, const char *callback, const char *why,
+                               vrb_error *error);
+
 /* Between these, new memory of the lease is written to on its owner's behalf, and no pause of its tag takes effect: one
  * from outside waits, one of this process answers VRB_NOT_QUIESCENT. They are no use scope. A paused or closing tag answers
  * VRB_WRONG_STATE. In a forked child the end is VRB_OK, and does nothing. */
