@@ -91,7 +91,7 @@ def _sessions_table(status: Status) -> Table:
             table.add_row(
                 *head,
                 tag.tag,
-                tag.contents,
+                f"{tag.contents}, sealed" if tag.sealed else tag.contents,
                 Text(tag.state, style=STATE_STYLES.get(tag.state, "")),
                 size_text(tag.device_bytes),
                 size_text(tag.host_bytes),

@@ -32,6 +32,7 @@ from vrambroker.broker.core.errors import (
     WaitExpired,
     WrongState,
 )
+from vrambroker.client.callbacks import Decline
 from vrambroker.client.memory import Hold, Memory, connect
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "BrokerLost",
     "BrokerUnavailable",
     "Cancelled",
+    "Decline",
     "Draining",
     "DriverFailed",
     "Hold",

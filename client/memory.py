@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
-from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, NotQuiescent, UnknownTicket, WrongState
+from vrambroker.broker.core.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    InvalidArgument,
+    NotQuiescent,
+    UnknownTicket,
+    WrongState,
+)
 from vrambroker.client import discovery, native
+from vrambroker.client.callbacks import Callbacks
 
 if TYPE_CHECKING:
     import torch
 
+    from vrambroker.client.callbacks import PauseCallback, ResumeCallback
     from vrambroker.client.placing import Placeable
     from vrambroker.client.rpc import Control
     from vrambroker.client.status import Status
@@ -35,6 +44,7 @@ class _Tensors(Protocol):
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> "Allocate": ...
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]: ...
     def before_pause(self, tags: tuple[str, ...]) -> None: ...
+    def before_seal(self, tags: tuple[str, ...]) -> None: ...
     def wait_for_work(self) -> None: ...
     def close(self) -> None: ...
 
@@ -60,6 +70,7 @@ class Memory:
         self._info = client.info()
         self._closed = False
         self._leases: dict[tuple[str, str], native.Lease] = {}
+        self._callbacks = Callbacks(client)
         # Made when torch is first needed; until then there is nothing of torch's here.
         self._torch: _Tensors | None = None
         self._torch_lock = threading.Lock()
@@ -109,7 +120,7 @@ class Memory:
         the last tensor over it, in any state of the tag, also after `close`; on a GPU torch caches it until the tag's
         next pause. A tensor without elements has no memory.
         Raises `OutOfDeviceMemory` at once if idle memory can't cover it (on a GPU torch's own `OutOfMemoryError`, with
-        a note), `WrongState` if the tag is paused.
+        a note), `WrongState` if the tag is paused or sealed.
         """
         import torch
 
@@ -156,7 +167,7 @@ class Memory:
         graphs. On `host` it covers the storages that operators make: parameters, results, and gradients of a backward
         pass begun in the block; not memory that torch did not allocate itself (numpy, `torch.load`, mapped files),
         `copy.deepcopy` of a plain tensor, and what has no plain strided memory; it can't be resized.
-        Raises `WrongState` if the tag is paused. In the block, an operator that finds no room raises
+        Raises `WrongState` if the tag is paused or sealed. In the block, an operator that finds no room raises
         `OutOfDeviceMemory`, on a GPU torch's own `OutOfMemoryError` with a note that names the holders.
         """
         lease = self._lease(tag, contents)
@@ -170,7 +181,7 @@ class Memory:
         Graphs that are given the same one share their memory, as torch has it. A graph replays as long as its tags are
         resident, whoever had their memory in between. Lives until `close`; what a graph has of it, as long as the graph.
         Memory that a capture doesn't get is torch's own error; it names the holders if the capture is in a region.
-        Raises `WrongState` if the tag is paused, `InvalidArgument` on `host`.
+        Raises `WrongState` if the tag is paused or sealed, `InvalidArgument` on `host`.
         """
         lease = self._lease(tag, contents)
         self._check_resident(tag, "capturing under it")
@@ -202,20 +213,56 @@ class Memory:
         named = tags or self.tags
         return self._client.resume(named, timeout_s=timeout) if named else {}
 
+    def seal(self, *tags: str, timeout: float = TIMEOUT_S) -> None:
+        """Make these tags' memory read-only, so that their contents provably don't change.
+
+        What is sealed is copied out once at most: its copy on the host stays while it is resident, until other contents
+        need the room, and the next time its memory is taken without a copy. Who writes to it has a fault: SIGSEGV on
+        `host`, a dead CUDA context on a GPU. Nothing more is allocated under a sealed tag; it is paused, resumed, used and
+        freed as ever. Waits for this process's work on a GPU, as `pause` does. Sealing what is sealed is no error, and
+        paused tags may be sealed.
+        Raises `InvalidArgument` for contents that are not kept, `UnknownTag` where nothing is leased, `NotQuiescent` as
+        `pause` does, `WrongState` if a region is open on a tag, or a CUDA graph's memory lies under it (a replay writes).
+        After `BrokerLost` or `WaitExpired` the memory is read-only, as the broker may have heard it: seal or unseal again.
+        """
+        self._require_named(tags, "seal")
+        if self._torch is not None:
+            self._torch.before_seal(tags)
+        self._client.seal(tags, timeout_s=timeout)
+
+    def unseal(self, *tags: str, timeout: float = TIMEOUT_S) -> None:
+        """Make these tags' memory writable again; their copies on the host are given up. In any state, and as often as
+        you like. After an error they are still read-only.
+        """
+        self._require_named(tags, "unseal")
+        self._client.unseal(tags, timeout_s=timeout)
+
     @contextmanager
-    def use(self, *tags: str, name: str = "use") -> Generator[None]:
+    def use(
+        self,
+        *tags: str,
+        name: str = "use",
+        if_paused: Literal["raise", "resume"] = "raise",
+        timeout: float = TIMEOUT_S,
+    ) -> Generator[None]:
         """Hold these tags resident in the block (all of this object's tags, if none are named).
 
         A session that has such scopes can be paused from outside: that waits until no scope on the tag is open. Scopes
         nest, and any number of threads may be in them. `name` is what an operator is told while it waits. On a GPU the
         end of the block waits for this thread's current stream: work on other streams must have been joined to it.
-        Raises `WrongState` if a tag is paused or about to be, and nothing is entered.
+        If a tag is paused or about to be, raises `WrongState`; with `if_paused="resume"` all of them are resumed first,
+        within `timeout`, and it raises what `resume` does. Then nothing is entered.
         """
+        if if_paused not in ("raise", "resume"):
+            raise InvalidArgument(message=f"if_paused {if_paused!r}: expected raise or resume", argument="if_paused")
         named = tags or self.tags
         if not named:
             yield
             return
-        self._client.use_enter(named, name)
+        if if_paused == "resume":
+            self._client.use_enter_resuming(named, name, timeout_s=timeout)
+        else:
+            self._client.use_enter(named, name)
         try:
             yield
         finally:
@@ -290,6 +337,25 @@ class Memory:
             except BrokerError as late:
                 error.add_note(f"what was paused for it did not come back: {late}")
 
+    def on_pause(self, callback: "PauseCallback", *tags: str) -> None:
+        """Have `callback(tags)` run when somebody else asks for a pause of these tags (of any, if none are named).
+
+        It brings the engine to rest, in a thread of this library, one callback after the other; it may use the tags and
+        open `use` scopes on them. When it returns (None or True), the pause takes effect, once this process's work on a
+        GPU is done and no scope is open any more. If it returns False, or raises `Decline("why")` or anything else,
+        whoever asked gets `NotQuiescent` with the reason; their deadline holds meanwhile, and then the error names the
+        callback. If the pause comes to nothing after all, `on_resume` callbacks are told so. A tag with a callback can
+        be paused from outside without `use` scopes. Callbacks stay until `close`. Not called for pauses of this object.
+        """
+        self._callbacks.on_pause(callback, tags)
+
+    def on_resume(self, callback: "ResumeCallback", *tags: str) -> None:
+        """Have `callback({tag: same_pages})` run when one of these tags is back that somebody else has resumed.
+
+        Called for each tag by itself. `same_pages` is as `resume` tells it. Not called for resumes of this object.
+        """
+        self._callbacks.on_resume(callback, tags)
+
     def status(self) -> "Status":
         """Return what the broker knows of everybody: device, sessions, queue, host memory."""
         self._check_open()
@@ -324,6 +390,7 @@ class Memory:
                 self._torch.close()
             self._control.close()
             self._client.close()
+            self._callbacks.join()
 
     def __enter__(self) -> Self:
         """Return itself; the end of the block closes it."""
@@ -339,6 +406,10 @@ class Memory:
         lease = self._client.open_lease(tag, contents)
         return self._leases.setdefault((tag, contents), lease)
 
+    def _require_named(self, tags: tuple[str, ...], what: str) -> None:
+        if not tags:
+            raise InvalidArgument(message=f"name the tags to {what}", argument="tags")
+
     def _check_resident(self, tag: str, what_for: str) -> None:
         if self._client.is_paused(tag):
             raise WrongState(
@@ -346,6 +417,13 @@ class Memory:
                 session=self.name,
                 tag=tag,
                 state="paused",
+            )
+        if self._client.is_sealed(tag):
+            raise WrongState(
+                message=f"tag {tag} is sealed: unseal it before {what_for}",
+                session=self.name,
+                tag=tag,
+                state="sealed",
             )
 
     def _tensors(self) -> _Tensors:

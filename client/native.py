@@ -40,6 +40,33 @@ class Status(IntEnum):
     UNKNOWN_TAG = 10
 
 
+class NoticeKind(IntEnum):
+    """`vrb_notice_kind`: what a thread that waits for notices hears of."""
+
+    CLOSED = 0
+    PAUSE_ASKED = 1
+    RESUMED = 2
+
+
+class _Notice(ctypes.Structure):
+    kind: int
+    same_pages: int
+    order: int
+    tags: bytes
+
+    _fields_ = (("kind", c_uint32), ("same_pages", c_uint32), ("order", c_uint64), ("tags", c_char * 16644))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A pause that somebody else asks for, under an order's number; or tags that are back, with the same pages or not."""
+
+    kind: NoticeKind
+    order: int
+    tags: tuple[str, ...]
+    same_pages: bool
+
+
 class _Error(ctypes.Structure):
     name: bytes
     message: bytes
@@ -140,7 +167,16 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_free": (c_void_p, c_void_p, POINTER(_Error)),
     "vrb_pause": (c_void_p, POINTER(c_char_p), c_uint32, c_int, c_uint32, POINTER(_Error)),
     "vrb_resume": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(c_uint8), POINTER(_Error)),
+    "vrb_seal": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(_Error)),
+    "vrb_unseal": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(_Error)),
+    "vrb_tag_sealed": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
     "vrb_use_enter": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
+    "vrb_use_enter_resuming": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, c_uint32, POINTER(_Error)),
+    "vrb_watch": (c_void_p, c_int, c_char_p, POINTER(_Error)),
+    "vrb_next_notice": (c_void_p, POINTER(_Notice), POINTER(_Error)),
+    "vrb_begin_callback": (c_void_p, c_uint64, c_char_p, c_char_p, POINTER(_Error)),
+    "vrb_consent": (c_void_p, c_uint64, POINTER(_Error)),
+    "vrb_decline": (c_void_p, c_uint64, c_char_p, c_char_p, c_char_p, POINTER(_Error)),
     "vrb_use_exit": (c_void_p, POINTER(c_char_p), c_uint32, c_char_p, POINTER(_Error)),
     "vrb_fill_begin": (c_void_p, POINTER(_Error)),
     "vrb_fill_end": (c_void_p, POINTER(_Error)),
@@ -293,8 +329,48 @@ class Client:
         self._call("vrb_resume", _labels(tags), len(tags), milliseconds(timeout_s), same_pages)
         return {tag: bool(same) for tag, same in zip(tags, same_pages, strict=True)}
 
+    def seal(self, tags: Sequence[str], *, timeout_s: float) -> None:
+        """Map tags read-only; see `Memory.seal`."""
+        self._call("vrb_seal", _labels(tags), len(tags), milliseconds(timeout_s))
+
+    def unseal(self, tags: Sequence[str], *, timeout_s: float) -> None:
+        """Map tags writable again."""
+        self._call("vrb_unseal", _labels(tags), len(tags), milliseconds(timeout_s))
+
     def use_enter(self, tags: Sequence[str], scope: str) -> None:
         self._call("vrb_use_enter", _labels(tags), len(tags), check_label(scope, "name"))
+
+    def use_enter_resuming(self, tags: Sequence[str], scope: str, *, timeout_s: float) -> None:
+        """Enter, after a resume if need be."""
+        label = check_label(scope, "name")
+        self._call("vrb_use_enter_resuming", _labels(tags), len(tags), label, milliseconds(timeout_s))
+
+    def watch(self, kind: NoticeKind, tag: str | None) -> None:
+        """Have notices made of a tag, or of all."""
+        self._call("vrb_watch", int(kind), None if tag is None else check_label(tag, "tag"))
+
+    def next_notice(self) -> Notice:
+        """Wait for the next one, without the GIL; `CLOSED` is the last."""
+        raw = _Notice()
+        self._call("vrb_next_notice", byref(raw))
+        return Notice(
+            kind=NoticeKind(raw.kind),
+            order=raw.order,
+            tags=tuple(raw.tags.decode().split()),
+            same_pages=bool(raw.same_pages),
+        )
+
+    def begin_callback(self, order: int, tag: str, callback: str) -> None:
+        """Say which callback is running, for whoever waits for the order."""
+        self._call("vrb_begin_callback", order, tag.encode(), callback.encode())
+
+    def consent(self, order: int) -> None:
+        """Say that an order may take effect."""
+        self._call("vrb_consent", order)
+
+    def decline(self, order: int, tag: str, callback: str, why: str) -> None:
+        """Say that an order is not to take effect."""
+        self._call("vrb_decline", order, tag.encode(), callback.encode(), why.encode())
 
     def use_exit(self, tags: Sequence[str], scope: str) -> None:
         self._call("vrb_use_exit", _labels(tags), len(tags), check_label(scope, "name"))
@@ -303,6 +379,11 @@ class Client:
         paused = c_int()
         self._call("vrb_tag_paused", check_label(tag, "tag"), byref(paused))
         return bool(paused.value)
+
+    def is_sealed(self, tag: str) -> bool:
+        sealed = c_int()
+        self._call("vrb_tag_sealed", check_label(tag, "tag"), byref(sealed))
+        return bool(sealed.value)
 
     def _call(self, name: str, *arguments: object) -> None:
         function: Callable[..., int] = getattr(self._library, name)

@@ -84,8 +84,8 @@ class Control:
     ) -> tuple[int, ...]:
         """Pause tags of a session (empty: the caller's own); returns the leases it concerned.
 
-        `timeout_s` bounds the wait for open `use` scopes. Raises `NotQuiescent` if the session has none, or they stay
-        open.
+        `timeout_s` bounds the wait for open `use` scopes and `on_pause` callbacks. Raises `NotQuiescent` if the session has
+        neither, if they take too long, or if a callback declines.
         """
         from vrambroker.v1 import broker_pb2
 

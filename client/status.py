@@ -35,7 +35,10 @@ class HostStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagStatus:
-    """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock."""
+    """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock.
+
+    `sealed`: nobody can write to it, and what it has on the host while it is resident is the copy that it keeps.
+    """
 
     tag: str
     lease: int
@@ -45,6 +48,7 @@ class TagStatus:
     host_bytes: int
     since_ns: int
     priority: int
+    sealed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +302,7 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         host_bytes=message.host_bytes,
         since_ns=message.since_ns,
         priority=message.priority,
+        sealed=message.sealed,
     )
 
 

@@ -64,9 +64,10 @@ class CudaTensors:
         self._room_bytes = room_bytes
         self._closed = False
         self._lock = threading.Lock()
-        # Of each thread, outermost first.
-        self._entered = threading.local()
+        # The regions of each thread, outermost first.
+        self._around = threading.local()
         self._idle: dict[native.Lease, list[MemPool]] = {}
+        self._entered: dict[native.Lease, int] = {}
         self._graph_pools: dict[native.Lease, MemPool] = {}
         # What was cached still when torch had emptied its caches: it won't go by doing that again.
         self._stuck_bytes = 0
@@ -124,6 +125,16 @@ class CudaTensors:
         except RuntimeError as error:
             raise NotQuiescent(message=f"the GPU's work can't be waited for: {error}") from error
 
+    def before_seal(self, tags: tuple[str, ...]) -> None:
+        """Have no pool left that would hand out or write to memory of these tags. Raises `WrongState` for one that would."""
+        self.before_pause(tags)
+        with self._lock:
+            regions = {lease.tag: "a region is open on it" for lease, users in self._entered.items() if users}
+            graphs = {lease.tag: "memory of CUDA graphs is under it" for lease in self._graph_pools}
+        for tag, why in (graphs | regions).items():
+            if tag in tags:
+                raise WrongState(message=f"tag {tag} can't be sealed: {why}", tag=tag, state="in use")
+
     def wait_for_work(self) -> None:
         """Wait for this thread's current stream; what is captured into a graph does not run, and is not waited for.
 
@@ -156,7 +167,7 @@ class CudaTensors:
 
     @contextmanager
     def _inside(self, lease: native.Lease) -> Generator[None]:
-        around: list[native.Lease] = self._entered.__dict__.setdefault("leases", [])
+        around: list[native.Lease] = self._around.__dict__.setdefault("leases", [])
         if any(outer is not lease for outer in around) and torch_release() < NESTING_RELEASE:
             raise WrongState(
                 message=f"regions of two tags nest on a GPU from torch 2.11 on, and this is {torch.__version__}: "
@@ -175,6 +186,7 @@ class CudaTensors:
 
     def _put_back(self, lease: native.Lease, pool: MemPool) -> None:
         with self._lock:
+            self._entered[lease] -= 1
             if not self._closed:
                 self._idle.setdefault(lease, []).append(pool)
                 return
@@ -183,7 +195,9 @@ class CudaTensors:
     def _take(self, lease: native.Lease) -> MemPool:
         with self._lock:
             idle = self._idle.get(lease)
-            return idle.pop() if idle else self._make_pool(lease)
+            pool = idle.pop() if idle else self._make_pool(lease)
+            self._entered[lease] = self._entered.get(lease, 0) + 1
+            return pool
 
     def _make_pool(self, lease: native.Lease) -> MemPool:
         allocator = _allocator_of(lease.torch_hook())

@@ -59,6 +59,9 @@ class HostTensors:
     def before_pause(self, tags: tuple[str, ...]) -> None:
         """Do nothing: nothing is cached, and what a thread does is done when it pauses."""
 
+    def before_seal(self, tags: tuple[str, ...]) -> None:
+        """Do nothing: a region in another thread is refused more memory, and has none that is not in use."""
+
     def wait_for_work(self) -> None:
         """Do nothing: an operator has done its work when it returns."""
 

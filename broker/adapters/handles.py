@@ -141,7 +141,9 @@ class HandleServer:
                 self._greet(link, record)
             case records.Taken() if session is not None:
                 link.taken(record.batch)
-            case records.Arrived() | records.Left() | records.Quiet() | records.Busy() if session is not None:
+            case records.Arrived() | records.Left() | records.Quiet() | records.Busy() | records.Callback() if (
+                session is not None
+            ):
                 self._reported(session, record)
             case (
                 records.Lease()
@@ -150,6 +152,8 @@ class HandleServer:
                 | records.Resume()
                 | records.Claim()
                 | records.Bye()
+                | records.Seal()
+                | records.Unseal()
             ) if session is not None:
                 self._asked(link, session, record)
             case _:

@@ -153,6 +153,7 @@ def _session(session: SessionView) -> v1.Session:
             host_bytes=lease.host_bytes,
             since_ns=lease.since,
             priority=lease.priority,
+            sealed=lease.sealed,
         )
         for lease in session.leases
     ]

@@ -224,6 +224,24 @@ class Bye(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal(Record):
+    request: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar[int] = 12
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("tags", ListOf("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseal(Record):
+    request: int
+    tags: tuple[str, ...]
+
+    TYPE: ClassVar[int] = 13
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("tags", ListOf("str")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Taken(Record):
     batch: int
 
@@ -268,6 +286,24 @@ class Busy(Record):
 
     TYPE: ClassVar[int] = 20
     LAYOUT: ClassVar[Layout] = (("order", "u64"), ("final", "u8"), ("tag", "str"), ("scope", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callback(Record):
+    order: int
+    declined: int
+    tag: str
+    callback: str
+    why: str
+
+    TYPE: ClassVar[int] = 29
+    LAYOUT: ClassVar[Layout] = (
+        ("order", "u64"),
+        ("declined", "u8"),
+        ("tag", "str"),
+        ("callback", "str"),
+        ("why", "str"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,11 +437,14 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Resume,
     Claim,
     Bye,
+    Seal,
+    Unseal,
     Taken,
     Arrived,
     Left,
     Quiet,
     Busy,
+    Callback,
 )
 FROM_DAEMON: tuple[type[Record], ...] = (
     Welcome,

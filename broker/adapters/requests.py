@@ -12,11 +12,20 @@ from vrambroker.broker.core.errors import BrokerError, InvalidArgument
 from vrambroker.broker.core.events import Call, Contents, Event
 from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
 
-Request = records.Lease | records.Return | records.Pause | records.Resume | records.Claim | records.Bye
+Request = (
+    records.Lease
+    | records.Return
+    | records.Pause
+    | records.Resume
+    | records.Claim
+    | records.Bye
+    | records.Seal
+    | records.Unseal
+)
 TEXT_MAX = 200
 """How much of a peer's own words about a failure or a scope is kept; they go to people's terminals and logs."""
 
-Report = records.Arrived | records.Left | records.Quiet | records.Busy
+Report = records.Arrived | records.Left | records.Quiet | records.Busy | records.Callback
 
 
 def contents_of(number: int) -> Contents:
@@ -72,6 +81,10 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
             return events.Claim(call=call, session=session, claim=request.claim)
         case records.Bye():
             return events.Detach(call=call, session=session)
+        case records.Seal():
+            return events.Seal(call=call, session=session, tags=request.tags)
+        case records.Unseal():
+            return events.Unseal(call=call, session=session, tags=request.tags)
         case _:
             assert_never(request)
 
@@ -94,6 +107,18 @@ def event_of_report(report: Report, session: SessionId) -> Event:
         case records.Busy():
             return events.StillBusy(
                 session=session, order=OrderId(report.order), tag=report.tag, scope=readable(report.scope)
+            )
+        case records.Callback() if report.declined:
+            return events.Declined(
+                session=session,
+                order=OrderId(report.order),
+                tag=report.tag,
+                callback=readable(report.callback),
+                why=readable(report.why),
+            )
+        case records.Callback():
+            return events.Calling(
+                session=session, order=OrderId(report.order), tag=report.tag, callback=readable(report.callback)
             )
         case _:
             assert_never(report)

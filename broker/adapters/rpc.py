@@ -235,6 +235,24 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
 
         return entered_to_wire(await self._ask(context, request.request_id, enter, effects.Entered))
 
+    async def Seal(self, request: v1.SealRequest, context: Context) -> v1.SealResponse:
+        """Keep what is parked of the caller's tags."""
+
+        def seal(call: Call, caller: Caller) -> Event:
+            return events.Seal(call=call, session=caller.require_session(), tags=tuple(request.tags))
+
+        await self._ask(context, request.request_id, seal, effects.Done)
+        return v1.SealResponse()
+
+    async def Unseal(self, request: v1.UnsealRequest, context: Context) -> v1.UnsealResponse:
+        """Let the caller write to its tags again."""
+
+        def unseal(call: Call, caller: Caller) -> Event:
+            return events.Unseal(call=call, session=caller.require_session(), tags=tuple(request.tags))
+
+        await self._ask(context, request.request_id, unseal, effects.Done)
+        return v1.UnsealResponse()
+
     async def Mark(self, request: v1.MarkRequest, context: Context) -> v1.MarkResponse:
         """Write a stage's name into the event stream."""
 

@@ -96,13 +96,27 @@ class _Blocks:
         invariant(found is not None, "room in the arena is counted before it is taken")
         assert found is not None
         file, offset = next(iter(self._free[found]))
-        self._pick(file, offset, found)
-        for smaller in reversed([part for part in self._sizes if size <= part < found]):
-            for start in range(offset + smaller, offset + found, smaller):
-                self._free[smaller][file, start] = None
-            self._siblings[file, found, offset] = found // smaller - 1
-            found = smaller
+        self._cut(file, offset, found, offset, size)
         return file, offset
+
+    def take_exactly(self, file: ArenaFileId, offset: int, size: int) -> None:
+        """Take the block at this offset, which is free, whatever it has been merged into."""
+        whole = (larger for larger in self._sizes if larger >= size)
+        found = next((one for one in whole if (file, offset - offset % one) in self._free[one]), None)
+        invariant(found is not None, "only what was given is taken again")
+        assert found is not None
+        self._cut(file, offset - offset % found, found, offset, size)
+
+    def _cut(self, file: ArenaFileId, start: int, size: int, wanted: int, wanted_size: int) -> None:
+        """Take a block of the wanted size out of a free one; what is left of that stays free."""
+        self._pick(file, start, size)
+        for smaller in reversed([part for part in self._sizes if wanted_size <= part < size]):
+            within = wanted - wanted % smaller
+            for other in range(start, start + size, smaller):
+                if other != within:
+                    self._free[smaller][file, other] = None
+            self._siblings[file, size, start] = size // smaller - 1
+            start, size = within, smaller
 
     def give(self, file: ArenaFile, offset: int, size: int) -> None:
         """Put a block back, merged with its siblings as far as they are free."""
@@ -319,6 +333,14 @@ class Arena:
             self.planned_bytes -= file.size_bytes
             self._unblock(file)
             self._forget(file)
+
+    def take_again(self, extent: Extent, use: Use) -> None:
+        """Undo `give` of an extent in a file that is there, for the same use; nothing else has been taken since."""
+        file = self.files[extent.file]
+        self.blocks_of(file.domain).take_exactly(extent.file, extent.offset_bytes, extent.size_bytes)
+        file.uses[extent.offset_bytes] = use
+        file.used_bytes += use.size_bytes
+        self.used_bytes += use.size_bytes
 
     def begin_punching(self, extent: Extent) -> bool:
         """Put back an extent of a dead client once it is wiped; tells whether it must be wiped at all."""

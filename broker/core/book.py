@@ -65,6 +65,7 @@ class PauseOrder:
     deadline: Instant
     busy_tag: str = ""
     busy_scope: str = ""
+    busy_callback: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -175,7 +176,7 @@ class Book:
         return Supply(ledger=self.ledger, idle=self.idle, frames_of=self._frames_to_take)
 
     def _frames_to_take(self, lease: LeaseId) -> Iterator[Frame]:
-        return (self.frame_of(slot) for slot in self.leases[lease].staying())
+        return (self.frame_of(slot) for slot in self.leases[lease].cheapest())
 
     def frame_of(self, slot: Slot) -> Frame:
         assert slot.frame is not None, "asked only of slots that have one"

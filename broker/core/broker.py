@@ -20,6 +20,7 @@ from vrambroker.broker.core import (
     requests,
     reserving,
     resuming,
+    sealing,
     settlement,
     turns,
     views,
@@ -48,6 +49,8 @@ Report = (
     | ev.Quiet
     | ev.Busy
     | ev.StillBusy
+    | ev.Calling
+    | ev.Declined
 )
 DriverOutcome = (
     ev.FrameCreated
@@ -87,6 +90,8 @@ class Broker:
                 | ev.SetBudget()
                 | ev.SetAside()
                 | ev.Cancel()
+                | ev.Seal()
+                | ev.Unseal()
                 | ev.Mark()
                 | ev.SetPlan()
                 | ev.Enter()
@@ -106,6 +111,8 @@ class Broker:
                 | ev.Quiet()
                 | ev.Busy()
                 | ev.StillBusy()
+                | ev.Calling()
+                | ev.Declined()
             ):
                 _report(book, event)
             case _:
@@ -194,6 +201,10 @@ def _perform(book: Book, event: MutatingCall) -> None:
             reserving.set_aside(book, event)
         case ev.Cancel():
             turns.cancel(book, event)
+        case ev.Seal():
+            sealing.seal(book, event)
+        case ev.Unseal():
+            sealing.unseal(book, event)
         case ev.Mark():
             _mark(book, event)
         case ev.SetPlan():
@@ -246,6 +257,12 @@ def _report(book: Book, event: Report) -> None:
         case ev.StillBusy():
             if not gathering.still_busy(book, event):
                 pausing.still_busy(book, event)
+        case ev.Calling():
+            if not gathering.calling(book, event):
+                pausing.calling(book, event)
+        case ev.Declined():
+            if not phases.declined(book, event):
+                pausing.declined(book, event)
         case _:
             assert_never(event)
 

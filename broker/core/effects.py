@@ -274,6 +274,8 @@ class Kind(Enum):
     SESSION_ENDED = "session_ended"
     FENCE_PASSED = "fence_passed"
     LEASE_CHANGED = "lease_changed"
+    LEASE_SEALED = "lease_sealed"
+    LEASE_UNSEALED = "lease_unsealed"
     TICKET_QUEUED = "ticket_queued"
     TICKET_ADMITTED = "ticket_admitted"
     TICKET_REFUSED = "ticket_refused"

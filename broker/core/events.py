@@ -230,6 +230,26 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """The owner has mapped every frame of these tags read-only, and will map those that come so as well, once their
+    contents are in. All of the tags, or none of them, are sealed. Answered `Done`.
+    """
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseal:
+    """The owner will write to these tags again, after the answer, `Done`."""
+
+    call: Call
+    session: SessionId
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """Write a stage's name into the event stream, for the timeline. Answered `Done`."""
 
@@ -322,6 +342,27 @@ class StillBusy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calling:
+    """A report, no answer: the application's own callback is bringing the tag to rest, and keeps the order waiting."""
+
+    session: SessionId
+    order: OrderId
+    tag: str
+    callback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declined:
+    """The application's callback will not have the tag paused. The gates named in the order are open."""
+
+    session: SessionId
+    order: OrderId
+    tag: str
+    callback: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameCreated:
     frame: FrameId
 
@@ -386,6 +427,8 @@ Event = (
     | SetBudget
     | SetAside
     | Cancel
+    | Seal
+    | Unseal
     | Mark
     | SetPlan
     | Enter
@@ -397,6 +440,8 @@ Event = (
     | Quiet
     | Busy
     | StillBusy
+    | Calling
+    | Declined
     | FrameCreated
     | FrameCreateFailed
     | FrameDestroyed

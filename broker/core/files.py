@@ -6,6 +6,7 @@ have their place in it at once, and leave for it when it is made.
 
 from collections.abc import Iterable, Mapping
 
+from vrambroker.broker.core import copies
 from vrambroker.broker.core.arena import ArenaFile
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import CreateArenaFile, DestroyArenaFile, OfferArenaFile
@@ -15,11 +16,11 @@ from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.session import Session
 
 
-def _make_room(book: Book, domain: Domain, need: Mapping[int, int]) -> bool:
+def _make_room(book: Book, domain: Domain, need: Mapping[int, int], spared: Iterable[Lease]) -> bool:
     """See to it that so many extents of each size can be set aside; tells whether they can be (if not, nothing has
-    changed).
+    changed). Copies that nobody needs just now are given up for it, but not those of `spared`.
     """
-    room = book.arena.room_for(domain, need)
+    room = book.arena.room_for(domain, need) or copies.make_room(book, domain, need, spared)
     if room is None:
         return False
     for number in room.give_up:
@@ -59,7 +60,7 @@ def _offer(book: Book, session: Session, file: ArenaFile) -> None:
     book.emit(OfferArenaFile(session=session.session, file=file.file))
 
 
-def place(book: Book, domain: Domain, leases: Iterable[Lease]) -> list[Lease] | None:
+def place(book: Book, domain: Domain, leases: list[Lease]) -> list[Lease] | None:
     """Set extents aside for all contents of these leases that must be kept; returns the leases that got some, or None
     (and nothing has changed) if they don't fit.
     """
@@ -67,12 +68,27 @@ def place(book: Book, domain: Domain, leases: Iterable[Lease]) -> list[Lease] | 
     need: dict[int, int] = {}
     for _, slot in unplaced:
         need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
-    if not _make_room(book, domain, need):
+    if not _make_room(book, domain, need, leases):
         return None
     for lease, slot in unplaced:
         lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
         book.homeless.pop(lease.lease, None)
     return [lease for lease, _ in unplaced]
+
+
+def unplace(book: Book, lease: Lease) -> None:
+    """Put a resident lease's places back; a sealed one keeps what is parked of it, until somebody needs the room."""
+    for slot in lease.slots.values():
+        if lease.sealed and slot.copied:
+            continue
+        extent = lease.displace(slot)
+        if extent is not None:
+            book.arena.give(extent)
+
+
+def free_bytes(book: Book, domain: Domain, spared: Iterable[Lease]) -> int:
+    """Return what a domain could still set aside, if copies are given up for it that nobody needs just now."""
+    return book.arena.free_bytes(domain) + copies.sparable_bytes(book, domain, spared)
 
 
 def rehouse(book: Book) -> None:

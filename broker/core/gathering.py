@@ -10,7 +10,7 @@ from itertools import islice
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import SendPauseCancelled, SendPauseOrder
 from vrambroker.broker.core.errors import BrokerError, NotQuiescent, WaitExpired
-from vrambroker.broker.core.events import Busy, Quiet, StillBusy
+from vrambroker.broker.core.events import Busy, Calling, Declined, Quiet, StillBusy
 from vrambroker.broker.core.handover import GateOrder, Going, Handover
 from vrambroker.broker.core.ids import OrderId, SessionId
 from vrambroker.broker.core.lease import Lease
@@ -129,7 +129,31 @@ def still_busy(book: Book, event: StillBusy) -> bool:
     return order is not None
 
 
-def _order_about(book: Book, event: Quiet | Busy | StillBusy) -> GateOrder | None:
+def calling(book: Book, event: Calling) -> bool:
+    """Note which callback keeps an order waiting."""
+    order = _order_about(book, event)
+    if order is not None and event.tag in order.asked:
+        order.busy_tag, order.busy_scope = event.tag, printable(event.callback)
+    return order is not None
+
+
+def declined(book: Book, event: Declined) -> NotQuiescent | None:
+    """Return why a change of phase is over, if an application doesn't want its tags paused for it."""
+    order = _order_about(book, event)
+    if order is None or book.handover is None or event.tag not in order.asked:
+        return None
+    del book.handover.orders[order.order]
+    session, reason = book.sessions.live[order.session], printable(event.why) or "no reason given"
+    callback = printable(event.callback)
+    return NotQuiescent(
+        message=f"{session.name}/{event.tag} is not to be paused now: {reason} (its callback {callback!r})",
+        session=session.name,
+        tag=event.tag,
+        scope=callback,
+    )
+
+
+def _order_about(book: Book, event: Quiet | Busy | StillBusy | Calling | Declined) -> GateOrder | None:
     order = book.handover.orders.get(event.order) if book.handover is not None else None
     return order if order is not None and order.session == event.session else None
 

@@ -163,13 +163,12 @@ def complete(book: Book, ticket: Ticket) -> None:
 
 
 def bring_back(book: Book, leases: list[Lease]) -> Resumed:
-    """Open leases for use whose slots are all mapped; their places in the arena are free again."""
+    """Open leases for use whose slots are all mapped; their places in the arena are free again, but for what is parked
+    of sealed ones.
+    """
     for lease in (lease for lease in leases if lease.paused):
         invariant(not lease.absent_bytes and lease.settled, "a lease is resident only when all of it is mapped")
-        for slot in lease.slots.values():
-            extent = lease.displace(slot)
-            if extent is not None:
-                book.arena.give(extent)
+        files.unplace(book, lease)
         lease.paused = lease.seated = False
         lease.takeable = True
         book.homeless.pop(lease.lease, None)

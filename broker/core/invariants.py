@@ -168,7 +168,8 @@ def kept_contents_have_a_place(book: Book) -> None:
     for lease in book.leases.values():
         keep = lease.contents is Contents.KEEP
         for slot in lease.slots.values():
-            _hold(slot.extent is None or (keep and lease.paused), name, slot)
+            copy_of_sealed = lease.sealed and slot.copied
+            _hold(slot.extent is None or (keep and (lease.paused or copy_of_sealed)), name, slot)
             _hold(slot.extent is not None or not slot.copied, name, slot)
             if slot.state is SlotState.PARKED:
                 _hold(slot.copied, name, slot)
@@ -282,6 +283,8 @@ def _count_slots(lease: Lease) -> None:
     going = [lease.slots[number] for number in lease.going]
     _hold(all(slot.state is SlotState.MAPPED for slot in going), "what is about to leave is there", lease.lease)
     _hold(lease.going_bytes == sum(slot.size_bytes for slot in going), "counters tell the truth", lease.lease)
+    doubled = sum(slot.size_bytes for slot in lease.in_state(SlotState.MAPPED) if slot.copied)
+    _hold(lease.doubled_bytes == doubled, "counters tell the truth", (lease.lease, "doubled"))
     extents = sum(slot.extent.size_bytes for slot in lease.slots.values() if slot.extent is not None)
     _hold(lease.host_bytes == extents, "counters tell the truth", (lease.lease, "host"))
     _hold(not lease.count[SlotState.EMPTY], "no slot is empty between events", lease.lease)
@@ -312,6 +315,8 @@ def tickets_and_leases_agree(book: Book) -> None:
         wanted = lease.opened or bool(lease.slots or lease.growing or lease.comebacks)
         _hold(wanted, "no lease is left behind", lease.lease)
         _hold(not (lease.paused and lease.growing), "a paused lease does not grow", lease.lease)
+        _hold(not (lease.sealed and lease.growing), "a sealed lease does not grow", lease.lease)
+        _hold(not lease.sealed or lease.contents is Contents.KEEP, "only kept contents are sealed", lease.lease)
         for slot in lease.slots.values():
             _hold((slot.ticket is not None) == (named.pop(slot.slot, None) == lease.lease), name, slot)
             _hold(slot.state is not SlotState.GRANTED or slot.ticket is not None, name, slot)

@@ -38,6 +38,9 @@ class Lease:
     `opened`: something was granted in it, so that its owner's agent knows it, whatever became of that. `lock`: the
     ticket that brings it back just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses
     that wait until its frames have left.
+
+    `sealed`: nobody can write to it, so that what is parked of it stays true when it comes back. `doubled_bytes`: what is
+    mapped and parked as well, so that to take it is an unmap.
     """
 
     lease: LeaseId
@@ -54,6 +57,7 @@ class Lease:
     takeable: bool = True
     seated: bool = False
     opened: bool = False
+    sealed: bool = False
     lock: TicketId | None = None
     pending_slots: int = 0
     host_bytes: int = 0
@@ -63,6 +67,7 @@ class Lease:
     releases: dict[CallId, None] = field(default_factory=dict[CallId, None])
     going: dict[SlotId, None] = field(default_factory=dict[SlotId, None])
     going_bytes: int = 0
+    doubled_bytes: int = 0
     count: dict[SlotState, int] = field(default_factory=_zeroes)
     size_bytes: dict[SlotState, int] = field(default_factory=_zeroes)
 
@@ -81,12 +86,18 @@ class Lease:
 
     @property
     def cost(self) -> int:
-        """How dear it is to take its frames: nothing need be copied, or all of it."""
-        return 1 if self.contents is Contents.KEEP else 0
+        """How dear it is to take its frames: nothing is worth keeping, all of it is parked already, or it must be
+        copied.
+        """
+        if self.contents is not Contents.KEEP:
+            return 0
+        return 1 if self.doubled_bytes == self.mapped_bytes else 2
 
     @property
     def worth(self) -> str:
         """What its contents are worth, as a person reads it."""
+        if self.cost == 1:
+            return "parked already"
         return {Contents.KEEP: "kept", Contents.DROP: "dropped", Contents.ZERO: "zero again"}[self.contents]
 
     @property
@@ -164,6 +175,7 @@ class Lease:
     def _tally(self, slot: Slot, by: int) -> None:
         self.count[slot.state] += by
         self.size_bytes[slot.state] += by * slot.size_bytes
+        self.doubled_bytes += by * slot.size_bytes if slot.doubled else 0
 
     def place(self, slot: Slot, extent: Extent) -> None:
         """Set an extent aside for the slot's contents."""
@@ -173,12 +185,19 @@ class Lease:
 
     def displace(self, slot: Slot) -> Extent | None:
         """Take the slot's extent from it, with whatever is in it."""
+        self.doubled_bytes -= slot.size_bytes if slot.doubled else 0
         extent, slot.extent, slot.copied = slot.extent, None, False
         self.host_bytes -= extent.size_bytes if extent is not None else 0
         return extent
 
     def in_state(self, *states: SlotState) -> Iterator[Slot]:
         return (slot for slot in self.slots.values() if slot.state in states)
+
+    def cheapest(self) -> Iterator[Slot]:
+        """Yield the slots that may be taken, those that are parked already first."""
+        if self.doubled_bytes:
+            yield from (slot for slot in self.staying() if slot.copied)
+        yield from (slot for slot in self.staying() if not slot.copied)
 
     def unplaced(self) -> list[Slot]:
         """Return the slots whose contents must be kept and have no place yet."""

@@ -112,6 +112,9 @@ def _require_room_to_grow(book: Book, session: Session, event: LeaseCall, slots:
     paused = next((lease for lease in map(book.leases.__getitem__, same_tag.values()) if lease.paused), None)
     if paused is not None:
         raise wrong_state(book, paused, "paused, and can't grow before it is resumed")
+    sealed = next((lease for lease in map(book.leases.__getitem__, same_tag.values()) if lease.sealed), None)
+    if sealed is not None:
+        raise wrong_state(book, sealed, "sealed, and can't grow before it is unsealed")
     if event.contents not in same_tag and len(session.leases) >= limits.leases_per_session_max:
         raise _quota("leases_per_session_max", limits.leases_per_session_max)
     known = same_tag.get(event.contents)

@@ -117,18 +117,11 @@ def _place(book: Book, leases: list[Lease]) -> OutOfHostMemory | None:
     for domain, these in by_domain.items():
         found = files.place(book, domain, these)
         if found is None:
-            _displace(book, placed)
+            for lease in placed:
+                files.unplace(book, lease)
             return out_of_host_memory(book, domain, sum(unplaced_bytes(lease) for lease in these))
         placed.extend(found)
     return None
-
-
-def _displace(book: Book, leases: list[Lease]) -> None:
-    for lease in leases:
-        for slot in lease.slots.values():
-            extent = lease.displace(slot)
-            if extent is not None:
-                book.arena.give(extent)
 
 
 def unplaced_bytes(lease: Lease) -> int:
@@ -138,7 +131,7 @@ def unplaced_bytes(lease: Lease) -> int:
 
 def out_of_host_memory(book: Book, domain: Domain, needed_bytes: int) -> OutOfHostMemory:
     """Return the error that says who has the arena."""
-    free_bytes = book.arena.free_bytes(domain)
+    free_bytes = files.free_bytes(book, domain, ())
     return OutOfHostMemory(
         message=f"{needed_bytes} bytes of what leaves must be kept and the arena has room for {free_bytes}",
         requested_bytes=needed_bytes,
@@ -179,7 +172,10 @@ def _seat(book: Book, ticket: Ticket) -> None:
     """Give up the places in the arena of what has arrived: from here on its contents are on the device alone."""
     for lease in (book.leases[number] for number in ticket.leases):
         if lease.paused:
-            _displace(book, [lease])
+            for slot in lease.slots.values():
+                extent = lease.displace(slot)
+                if extent is not None:
+                    book.arena.give(extent)
             lease.seated = True
             book.touch(lease, "all of it is back, and opens with the rest")
 

@@ -9,7 +9,7 @@ from vrambroker.broker.core.effects import (
     SendPauseOrder,
 )
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory, WaitExpired
-from vrambroker.broker.core.events import Busy, Pause, Quiet, StillBusy
+from vrambroker.broker.core.events import Busy, Calling, Declined, Pause, Quiet, StillBusy
 from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
@@ -95,12 +95,13 @@ def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
     """
     placed = files.place(book, session.peer.domain, leases)
     if placed is None:
-        raise _out_of_host_memory(book, session, sum(slot.size_bytes for lease in leases for slot in lease.unplaced()))
+        raise _out_of_host_memory(book, session, leases)
     return placed
 
 
-def _out_of_host_memory(book: Book, session: Session, requested_bytes: int) -> OutOfHostMemory:
-    free_bytes = book.arena.free_bytes(session.peer.domain)
+def _out_of_host_memory(book: Book, session: Session, leases: list[Lease]) -> OutOfHostMemory:
+    free_bytes = files.free_bytes(book, session.peer.domain, leases)
+    requested_bytes = sum(slot.size_bytes for lease in leases for slot in lease.unplaced())
     return OutOfHostMemory(
         message=f"{session.name} must keep {requested_bytes} bytes and the arena has room for {free_bytes}",
         requested_bytes=requested_bytes,
@@ -180,7 +181,7 @@ def busy(book: Book, event: Busy) -> None:
         return
     _close(book, order)
     session = book.sessions.get(order.session)
-    why = "has no scopes, so that nobody but its owner can say when it is quiet"
+    why = "has no scopes or callbacks, so that nobody but its owner can say when it is quiet"
     book.refuse(order.call, _not_quiescent(session, event.tag, why), session=session.name, tag=event.tag)
 
 
@@ -188,10 +189,29 @@ def still_busy(book: Book, event: StillBusy) -> None:
     """Note which scope keeps a pause waiting."""
     order = _order_about(book, event)
     if order is not None:
-        order.busy_tag, order.busy_scope = event.tag, printable(event.scope)
+        order.busy_tag, order.busy_scope, order.busy_callback = event.tag, printable(event.scope), ""
 
 
-def _order_about(book: Book, event: Busy | StillBusy) -> PauseOrder | None:
+def calling(book: Book, event: Calling) -> None:
+    """Note which of the application's callbacks keeps a pause waiting."""
+    order = _order_about(book, event)
+    if order is not None:
+        order.busy_tag, order.busy_scope, order.busy_callback = event.tag, "", printable(event.callback)
+
+
+def declined(book: Book, event: Declined) -> None:
+    """Refuse a pause that the application does not want; its gates are open."""
+    order = _order_about(book, event)
+    if order is None:
+        return
+    _close(book, order)
+    session = book.sessions.get(order.session)
+    callback, reason = printable(event.callback), printable(event.why)
+    why = f"is not to be paused now: {reason or 'no reason given'} (its callback {callback!r})"
+    book.refuse(order.call, _not_quiescent(session, event.tag, why, callback), session=session.name, tag=event.tag)
+
+
+def _order_about(book: Book, event: Busy | StillBusy | Calling | Declined) -> PauseOrder | None:
     """Return the order that a report is about, if it was given to this session and for this tag."""
     order = book.orders.get(event.order)
     known = order is not None and order.session == event.session and event.tag in order.asked
@@ -202,8 +222,12 @@ def expire(book: Book, order: PauseOrder) -> None:
     """Refuse a pause that did not become quiet in time, and have its gates opened again."""
     session = book.sessions.get(order.session)
     tag = order.busy_tag or order.asked[0]
-    why = f"is in use by the scope {order.busy_scope!r}" if order.busy_scope else "was not said to be quiet in time"
-    cancel(book, order, _not_quiescent(session, tag, why, order.busy_scope))
+    why = "was not said to be quiet in time"
+    if order.busy_callback:
+        why = f"was not brought to rest in time by its callback {order.busy_callback!r}"
+    elif order.busy_scope:
+        why = f"is in use by the scope {order.busy_scope!r}"
+    cancel(book, order, _not_quiescent(session, tag, why, order.busy_callback or order.busy_scope))
 
 
 def cancel(book: Book, order: PauseOrder, error: BrokerError) -> None:

@@ -3,11 +3,11 @@
 what it was checked against would have changed by then.
 """
 
-from vrambroker.broker.core import gathering, moving, rooms
+from vrambroker.broker.core import copies, files, gathering, moving, rooms
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Done, Kind
 from vrambroker.broker.core.errors import BrokerError, Draining, NotOwner, UnknownPhase, WaitExpired, WrongState
-from vrambroker.broker.core.events import Enter, Peer, SetPlan
+from vrambroker.broker.core.events import Declined, Enter, Peer, SetPlan
 from vrambroker.broker.core.handover import Going, Handover
 from vrambroker.broker.core.ids import Domain, Instant, SessionId
 from vrambroker.broker.core.lease import Lease
@@ -95,7 +95,7 @@ def _require_host(book: Book, plan: PhasePlan, leave: list[Lease], come: list[Le
         by_domain.setdefault(lease.domain, []).append(lease)
     for domain, leases in by_domain.items():
         needed_bytes = sum(moving.unplaced_bytes(lease) for lease in leases)
-        there_bytes = book.arena.free_bytes(domain)
+        there_bytes = files.free_bytes(book, domain, leases)
         if plan.order is Order.HOST:
             there_bytes += sum(lease.host_bytes for lease in come if lease.domain == domain)
         if needed_bytes > there_bytes or not (plan.order is Order.HOST or _has_room(book, domain, leases)):
@@ -107,7 +107,7 @@ def _has_room(book: Book, domain: Domain, leases: list[Lease]) -> bool:
     for lease in leases:
         for slot in lease.unplaced():
             need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
-    return book.arena.room_for(domain, need) is not None
+    return book.arena.room_for(domain, need) is not None or copies.sparable_bytes(book, domain, leases) > 0
 
 
 def advance(book: Book) -> bool:
@@ -147,6 +147,15 @@ def expire(book: Book) -> None:
     if handover is not None and gathering.is_over(book, handover):
         leave = gathering.leaving(book, handover)
         moving.fail(book, handover, gathering.too_late(book, handover, leave))
+
+
+def declined(book: Book, event: Declined) -> bool:
+    """Give up a change of phase that an application declines; tells whether the report was about one."""
+    error = gathering.declined(book, event)
+    if error is None or book.handover is None:
+        return False
+    moving.fail(book, book.handover, error)
+    return True
 
 
 def cancel(book: Book, ticket: Ticket, error: BrokerError) -> bool:

@@ -26,9 +26,11 @@ from vrambroker.broker.core.events import (
     Prioritize,
     Resume,
     Return,
+    Seal,
     SetAside,
     SetBudget,
     SetPlan,
+    Unseal,
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
 
@@ -46,6 +48,8 @@ MutatingCall = (
     | SetBudget
     | SetAside
     | Cancel
+    | Seal
+    | Unseal
     | Mark
     | SetPlan
     | Enter
@@ -84,6 +88,10 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("set aside", event.session, event.size_bytes, event.wait)
         case Cancel():
             return ("cancel", event.ticket)
+        case Seal():
+            return ("seal", event.session, event.tags)
+        case Unseal():
+            return ("unseal", event.session, event.tags)
         case Mark():
             return ("mark", event.label)
         case SetPlan():

@@ -62,7 +62,7 @@ def follow(state: SlotState, step: Step) -> SlotState:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
     """`extent` is set aside for the contents; once `copied`, they are in it, and stay there until the lease is
-    resident again.
+    resident again, or, if it is sealed, until it is unsealed or others need the room.
 
     `ticket` is the demand under which the slot's frame was granted, until that demand is met or undone.
     """
@@ -75,6 +75,11 @@ class Slot:
     copied: bool = False
     dirty: bool = False
     ticket: TicketId | None = None
+
+    @property
+    def doubled(self) -> bool:
+        """The contents are on the device and in the arena as well."""
+        return self.copied and self.state is SlotState.MAPPED
 
     @property
     def park(self) -> Extent | None:

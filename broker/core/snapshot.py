@@ -64,12 +64,13 @@ class SlotView:
     state: SlotState
     frame: FrameId | None
     extent: Extent | None
+    copied: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
     """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use.
-    `takeable`: nothing has gone wrong with taking its frames since it was paused.
+    `takeable`: nothing has gone wrong with taking its frames since it was paused. `sealed`: nobody can write to it.
     """
 
     lease: LeaseId
@@ -77,6 +78,7 @@ class LeaseView:
     contents: Contents
     state: LeaseState
     paused: bool
+    sealed: bool
     takeable: bool
     priority: int
     since: Instant

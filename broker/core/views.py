@@ -76,7 +76,14 @@ def _session(book: Book, session: Session, *, ended: bool) -> SessionView:
 
 def _lease(lease: Lease) -> LeaseView:
     slots = tuple(
-        SlotView(slot=slot.slot, size_bytes=slot.size_bytes, state=slot.state, frame=slot.frame, extent=slot.extent)
+        SlotView(
+            slot=slot.slot,
+            size_bytes=slot.size_bytes,
+            state=slot.state,
+            frame=slot.frame,
+            extent=slot.extent,
+            copied=slot.copied,
+        )
         for slot in lease.slots.values()
     )
     return LeaseView(
@@ -85,6 +92,7 @@ def _lease(lease: Lease) -> LeaseView:
         contents=lease.contents,
         state=lease.state,
         paused=lease.paused,
+        sealed=lease.sealed,
         takeable=lease.takeable,
         priority=lease.priority,
         since=lease.since,

@@ -118,6 +118,7 @@ void Agent::run() {
   while (!done_) {
     handle_ready();
     mover_.take_copies();
+    mover_.protect();
     orders_.review();
     bool sweep = false;
     {

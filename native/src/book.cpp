@@ -120,6 +120,25 @@ void Book::forget_number(Lease &lease) {
   lease.tag.set_gate();
 }
 
+void Book::close_gates(uint64_t number, const Order &order) {
+  for (const std::string &name : order.tags) {
+    Tag &it = tag(name);
+    it.orders.insert(number);
+    it.set_gate();
+  }
+}
+
+bool Book::is_paused(const std::vector<std::string> &names) {
+  return std::all_of(names.begin(), names.end(), [&](const std::string &name) { return tag(name).is_paused(); });
+}
+
+void Book::tell_kept(const std::vector<std::string> &watched) {
+  for (const std::string &name : watched) {
+    if (tag(name).is_paused() || !notices.is_watched(Notice::Kind::resumed, name)) continue;
+    notices.add({Notice::Kind::resumed, 0, {name}, true});
+  }
+}
+
 void Book::want_sweep(Lease &lease) {
   lease.sweep_due = true;
   ++sweeps_wanted;

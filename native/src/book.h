@@ -18,6 +18,7 @@
 #include "channel.h"
 #include "device.h"
 #include "lease.h"
+#include "notices.h"
 #include "requests.h"
 
 namespace vrb {
@@ -37,8 +38,15 @@ class Gone {
   std::deque<uint64_t> order_;
 };
 
+// How far the application's callbacks have come with an order: there are none, they have yet to say yes, or they have. Until
+// then the gates of its tags stay open.
+enum class Consent { not_needed, awaited, given };
+
 struct Order {
   std::vector<std::string> tags;
+  std::vector<std::string> watched = {};  // those with callbacks
+  Consent consent = Consent::not_needed;
+  std::string calling_tag = {}, calling = {};  // the callback that is running
   bool told_busy = false;
   bool answered = false;  // by QUIET, or by BUSY for good
 };
@@ -60,6 +68,12 @@ class Book {
   void set_number(Lease &lease, uint64_t number);
   void forget_number(Lease &lease);
 
+  // Has the order keep the gates of its tags closed.
+  void close_gates(uint64_t number, const Order &order);
+  // Tells the application that these tags are its to use after all, where it has brought them to rest for an order.
+  void tell_kept(const std::vector<std::string> &watched);
+  bool is_paused(const std::vector<std::string> &names);
+
   // Marks that the lease may have slots to give back.
   void want_sweep(Lease &lease);
 
@@ -78,6 +92,7 @@ class Book {
   std::vector<std::unique_ptr<Lease>> leases;
   std::map<uint64_t, Order> orders;
   Requests requests;
+  Notices notices;
   Gone gone_slots;
   Gone gone_leases;
 

@@ -54,6 +54,17 @@ std::vector<std::string> tags_of(const char *const *tags, uint32_t count) {
   return names;
 }
 
+// As many tags as a call may name, each as long as it may be, just fit.
+void put_notice(vrb_notice &into, const Notice &notice) {
+  into.kind = notice.kind == Notice::Kind::pause_asked ? VRB_NOTICE_PAUSE_ASKED : VRB_NOTICE_RESUMED;
+  into.same_pages = notice.same_pages ? 1 : 0;
+  into.order = notice.order;
+  std::string tags;
+  for (const std::string &tag : notice.tags) tags += tags.empty() ? tag : " " + tag;
+  if (tags.size() >= sizeof into.tags) throw driver_failed("a pause names more tags than a call may");
+  std::memcpy(into.tags, tags.c_str(), tags.size() + 1);
+}
+
 template <class T>
 T &given(T *pointer, const char *what) {
   if (pointer == nullptr) throw invalid_argument(std::string(what) + " is null");
@@ -123,9 +134,64 @@ vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint32_t coun
   });
 }
 
+vrb_status vrb_seal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).seal(tags_of(tags, count), timeout_ms); });
+}
+
+vrb_status vrb_unseal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).unseal(tags_of(tags, count), timeout_ms); });
+}
+
+vrb_status vrb_tag_sealed(vrb_client *client, const char *tag, int *sealed, vrb_error *error) {
+  return guarded(error, [&] {
+    int &into = given(sealed, "sealed");
+    into = client_of(client).is_sealed(text_of(tag, "tag")) ? 1 : 0;
+  });
+}
+
 vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
                          vrb_error *error) {
   return guarded(error, [&] { client_of(client).enter(tags_of(tags, count), text_of(scope, "scope")); });
+}
+
+vrb_status vrb_use_enter_resuming(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
+                                  uint32_t timeout_ms, vrb_error *error) {
+  return guarded(error, [&] {
+    client_of(client).enter_resuming(tags_of(tags, count), text_of(scope, "scope"), timeout_ms);
+  });
+}
+
+vrb_status vrb_watch(vrb_client *client, vrb_notice_kind kind, const char *tag, vrb_error *error) {
+  return guarded(error, [&] {
+    if (kind != VRB_NOTICE_PAUSE_ASKED && kind != VRB_NOTICE_RESUMED) throw invalid_argument("there are no such notices");
+    const auto which = kind == VRB_NOTICE_PAUSE_ASKED ? Notice::Kind::pause_asked : Notice::Kind::resumed;
+    client_of(client).watch(which, tag == nullptr ? "" : text_of(tag, "tag"));
+  });
+}
+
+vrb_status vrb_next_notice(vrb_client *client, vrb_notice *notice, vrb_error *error) {
+  return guarded(error, [&] {
+    vrb_notice &into = given(notice, "notice");
+    into.kind = VRB_NOTICE_CLOSED;
+    const std::optional<Notice> next = client_of(client).next_notice();
+    if (next) put_notice(into, *next);
+  });
+}
+
+vrb_status vrb_begin_callback(vrb_client *client, uint64_t order, const char *tag, const char *callback,
+                              vrb_error *error) {
+  return guarded(error, [&] { client_of(client).begin_callback(order, text_of(tag, "tag"), text_of(callback, "callback")); });
+}
+
+vrb_status vrb_consent(vrb_client *client, uint64_t order, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).consent(order); });
+}
+
+vrb_status vrb_decline(vrb_client *client, uint64_t order, const char *tag, const char *callback, const char *why,
+                       vrb_error *error) {
+  return guarded(error, [&] {
+    client_of(client).decline(order, text_of(tag, "tag"), text_of(callback, "callback"), text_of(why, "why"));
+  });
 }
 
 vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,

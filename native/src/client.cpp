@@ -98,6 +98,7 @@ void Client::require_open() const {
 void Client::require_open(const Tag &tag) const {
   require_open();
   if (!tag.is_open()) throw wrong_state("tag " + tag.name + " is paused", tag.name);
+  if (tag.sealed) throw wrong_state("tag " + tag.name + " is sealed: unseal it before more is allocated under it", tag.name);
 }
 
 // Returns the tags of these names, each once.
@@ -139,6 +140,7 @@ void Client::close() {
   free_put_off();
   Lock lock(book_.mutex);
   book_.closed = true;
+  book_.notices.arrived.notify_all();
   for (const auto &lease : book_.leases) book_.want_sweep(*lease);
   wake_.ring();
   // To be closed is a matter of this process; that the daemon has heard of it is only waited for.
@@ -329,20 +331,19 @@ void Client::reopen_gates(const std::vector<Tag *> &tags) {
     --tag->pausers;
     tag->set_gate();
   }
+  book_.changed.notify_all();
 }
 
-void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
-  free_put_off();
-  Lock lock(book_.mutex);
-  require_open();
-  const std::vector<Tag *> tags = find_tags(names);
+// Runs `body` while the gates of all these tags are closed and what this process gave the device to do is done.
+template <class Body>
+void Client::when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body) {
   close_gates(tags);
   try {
     lock.unlock();
     const Failure noisy = device_->quiesce();
     lock.lock();
     if (noisy) throw Error(VRB_NOT_QUIESCENT, "NotQuiescent", *noisy);
-    pause_closed(lock, tags, release, timeout_ms);
+    body();
   } catch (const Error &) {
     reopen_gates(tags);
     throw;
@@ -350,11 +351,25 @@ void Client::pause(const std::vector<std::string> &names, bool release, uint32_t
   reopen_gates(tags);
 }
 
-void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms) {
+void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
+  free_put_off();
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  when_quiet(lock, tags, [&] { pause_closed(lock, tags, release, timeout_ms); });
+}
+
+// Waits until nothing is on its way to tags whose gates are closed, and gives back what they have to spare.
+void Client::settle_growths(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms) {
   const auto deadline = deadline_of(timeout_ms);
   const auto none_grows = [&] { return std::none_of(tags.begin(), tags.end(), [](Tag *tag) { return tag->is_growing(); }); };
   if (!book_.changed.wait_until(lock, deadline, none_grows)) throw no_answer(timeout_ms);
   give_back_all(lock, deadline);
+}
+
+void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  settle_growths(lock, tags, timeout_ms);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   if (!known.empty()) {
@@ -370,6 +385,22 @@ std::vector<bool> Client::resume(const std::vector<std::string> &names, uint32_t
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
+  for (Tag *tag : tags) ++tag->resumers;
+  const auto over = [&] {
+    for (Tag *tag : tags) --tag->resumers;
+  };
+  try {
+    const std::vector<bool> same = resume_asked(lock, tags, names, timeout_ms);
+    over();
+    return same;
+  } catch (const Error &) {
+    over();
+    throw;
+  }
+}
+
+std::vector<bool> Client::resume_asked(Lock &lock, const std::vector<Tag *> &tags, const std::vector<std::string> &names,
+                                       uint32_t timeout_ms) {
   give_back_all(lock, deadline_of(timeout_ms));
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
@@ -411,6 +442,79 @@ bool Client::is_paused(const std::string &tag) {
   return find_tags({tag}).front()->is_paused();
 }
 
+void Client::seal(const std::vector<std::string> &names, uint32_t timeout_ms) {
+  free_put_off();
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  require_sealable(tags);
+  when_quiet(lock, tags, [&] { seal_closed(lock, tags, timeout_ms); });
+}
+
+void Client::require_sealable(const std::vector<Tag *> &tags) const {
+  for (const Tag *tag : tags) {
+    if (!is_known_to_daemon(*tag)) throw unknown_tag(tag->name);
+    for (const Lease *lease : tag->leases) {
+      if (lease->number == 0 || lease->contents == VRB_KEEP) continue;
+      throw invalid_argument("tag " + tag->name + " has contents that are not kept across a pause, so it can't be sealed", tag->name);
+    }
+  }
+}
+
+// The memory is read-only before the daemon hears of it. Where that says no, it is writable again; without an answer it
+// stays read-only, since the daemon may count on it.
+void Client::seal_closed(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  settle_growths(lock, tags, timeout_ms);
+  std::vector<Tag *> fresh;
+  std::copy_if(tags.begin(), tags.end(), std::back_inserter(fresh), [](const Tag *tag) { return !tag->sealed; });
+  try {
+    protect(lock, fresh, true, deadline);
+    ask(lock, record::Seal{0, names_of(tags)}, left_of(deadline, timeout_ms));
+  } catch (const Error &error) {
+    const bool is_answer = error.status == VRB_DEVICE || (error.status == VRB_REFUSED && error.name != "WaitExpired");
+    if (is_answer) protect(lock, fresh, false, deadline);
+    throw;
+  }
+}
+
+void Client::unseal(const std::vector<std::string> &names, uint32_t timeout_ms) {
+  const auto deadline = deadline_of(timeout_ms);
+  Lock lock(book_.mutex);
+  require_open();
+  const std::vector<Tag *> tags = find_tags(names);
+  std::vector<Tag *> sealed;
+  std::copy_if(tags.begin(), tags.end(), std::back_inserter(sealed), [](const Tag *tag) { return tag->sealed; });
+  if (sealed.empty()) return;
+  ask(lock, record::Unseal{0, names_of(sealed)}, timeout_ms);
+  protect(lock, sealed, false, deadline);
+}
+
+// Has the agent map what is there of these tags read-only, or writable again. What arrives meanwhile is mapped as the tag
+// says, so that is said first, and last.
+void Client::protect(Lock &lock, const std::vector<Tag *> &tags, bool sealed, Clock::time_point deadline) {
+  for (Tag *tag : tags) {
+    tag->sealed = sealed;
+    ++tag->protects_wanted;
+  }
+  wake_.ring();
+  const auto is_done = [](const Tag *tag) { return tag->protects_done == tag->protects_wanted; };
+  const auto is_over = [&] { return book_.ended || std::all_of(tags.begin(), tags.end(), is_done); };
+  if (!book_.changed.wait_until(lock, deadline, is_over)) throw no_answer(GRACE_MS);
+  for (Tag *tag : tags) {
+    const Failure failure = std::exchange(tag->protect_failure, std::nullopt);
+    if (!failure) continue;
+    // What could not be made writable is not handed out.
+    tag->sealed = true;
+    throw driver_failed(*failure);
+  }
+}
+
+bool Client::is_sealed(const std::string &tag) {
+  const Lock lock(book_.mutex);
+  return find_tags({tag}).front()->sealed;
+}
+
 bool Client::is_lost(uint32_t timeout_ms) {
   Lock lock(book_.mutex);
   seek_daemon();
@@ -425,18 +529,115 @@ void Client::seek_daemon() {
   wake_.ring();
 }
 
+// Enters all of them or none; returns the tag whose gate is closed, or null.
+Tag *Client::try_enter(const std::vector<Tag *> &tags, const std::string &scope) {
+  std::vector<Tag *> entered;
+  for (Tag *tag : tags) {
+    if (!tag->gate.enter(scope)) {
+      leave(entered, scope);
+      return tag;
+    }
+    entered.push_back(tag);
+  }
+  return nullptr;
+}
+
 void Client::enter(const std::vector<std::string> &names, const std::string &scope) {
   if (!is_text(scope, SCOPE_LENGTH_MAX)) throw invalid_argument("a scope's name is text of 1 to 64 bytes");
   const Lock lock(book_.mutex);
   require_open();
-  std::vector<Tag *> entered;
-  for (Tag *tag : find_tags(names)) {
-    if (!tag->gate.enter(scope)) {
-      leave(entered, scope);
-      throw wrong_state("tag " + tag->name + " is paused or about to be", tag->name);
+  const Tag *const closed = try_enter(find_tags(names), scope);
+  if (closed != nullptr) throw wrong_state("tag " + closed->name + " is paused or about to be", closed->name);
+}
+
+void Client::enter_resuming(const std::vector<std::string> &names, const std::string &scope, uint32_t timeout_ms) {
+  if (!is_text(scope, SCOPE_LENGTH_MAX)) throw invalid_argument("a scope's name is text of 1 to 64 bytes");
+  const auto deadline = Clock::now() + milliseconds(timeout_ms);
+  Lock lock(book_.mutex);
+  for (bool first = true;; first = false) {
+    require_open();
+    Tag *const closed = try_enter(find_tags(names), scope);
+    if (closed == nullptr) return;
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count();
+    if (left <= 0 && !first) throw entered_too_late(closed->name, timeout_ms);
+    if (closed->is_paused()) {
+      lock.unlock();
+      resume(names, static_cast<uint32_t>(std::max<int64_t>(left, timeout_ms == 0 ? 0 : 1)));
+      lock.lock();
+    } else {
+      // It is about to be paused: then it is resumed; or that comes to nothing, and its gate opens.
+      book_.changed.wait_until(lock, deadline, [&] { return closed->is_paused() || !closed->gate.is_closed(); });
     }
-    entered.push_back(tag);
   }
+}
+
+void Client::watch(Notice::Kind kind, const std::string &tag) {
+  if (!tag.empty() && !is_word(tag)) throw invalid_argument("a tag has 1 to 64 of the characters A-Z a-z 0-9 _ . : @ + -", tag);
+  const Lock lock(book_.mutex);
+  require_open();
+  book_.notices.watch(kind, tag);
+}
+
+std::optional<Notice> Client::next_notice() {
+  Lock lock(book_.mutex);
+  while (true) {
+    book_.notices.arrived.wait(lock, [&] { return book_.closed || book_.notices.has_any(); });
+    if (book_.closed) return std::nullopt;
+    Notice notice = book_.notices.take();
+    if (notice.kind == Notice::Kind::resumed) return notice;
+    asked_ = notice;
+    const auto order = book_.orders.find(notice.order);
+    if (order == book_.orders.end()) continue;
+    if (!book_.is_paused(notice.tags)) return notice;
+    // Somebody was faster: there is nothing left to bring to rest.
+    give_consent(notice.order, order->second);
+  }
+}
+
+void Client::begin_callback(uint64_t order, const std::string &tag, const std::string &callback) {
+  const Lock lock(book_.mutex);
+  const auto known = book_.orders.find(order);
+  if (known == book_.orders.end()) return;
+  known->second.calling_tag = tag;
+  known->second.calling = callback;
+  known->second.told_busy = false;
+  wake_.ring();
+}
+
+void Client::give_consent(uint64_t number, Order &order) {
+  order.consent = Consent::given;
+  order.told_busy = false;
+  book_.close_gates(number, order);
+  wake_.ring();
+}
+
+void Client::consent(uint64_t order) {
+  // What the callbacks have ended may still run on the device.
+  const Failure noisy = device_->quiesce();
+  const Lock lock(book_.mutex);
+  const auto known = book_.orders.find(order);
+  if (known != book_.orders.end() && known->second.consent == Consent::awaited) {
+    if (noisy) {
+      send_declined(order, known->second.watched.front(), known->second.calling, *noisy);
+    } else {
+      give_consent(order, known->second);
+    }
+  } else if (asked_ && asked_->order == order) {
+    // Too late: the order is void, and what was brought to rest for it goes on.
+    book_.tell_kept(asked_->tags);
+  }
+  asked_.reset();
+}
+
+void Client::decline(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why) {
+  const Lock lock(book_.mutex);
+  asked_.reset();
+  if (book_.orders.count(order) != 0) send_declined(order, tag, callback, why);
+}
+
+void Client::send_declined(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why) {
+  channel_.send(encode(record::Callback{order, 1, tag, callback, why}));
+  book_.orders.erase(order);
 }
 
 void Client::exit(const std::vector<std::string> &names, const std::string &scope) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,13 +52,29 @@ class Client {
   // Returns, per tag, whether its pages are the same as before the pause.
   std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_paused(const std::string &tag);
+  // Maps the tags read-only, so that their contents are copied out once at most.
+  void seal(const std::vector<std::string> &tags, uint32_t timeout_ms);
+  void unseal(const std::vector<std::string> &tags, uint32_t timeout_ms);
+  bool is_sealed(const std::string &tag);
   DlpackDevice dlpack_device() const { return device_->dlpack_device(); }
 
   // Whether there is no daemon any more that knows this session; finds out first, where that is open.
   bool is_lost(uint32_t timeout_ms);
 
   void enter(const std::vector<std::string> &tags, const std::string &scope);
+  // Resumes them first, where they are paused, and waits where they are about to be.
+  void enter_resuming(const std::vector<std::string> &tags, const std::string &scope, uint32_t timeout_ms);
   void exit(const std::vector<std::string> &tags, const std::string &scope);
+
+  // Has notices of this kind made of a tag (of every one, if it is empty).
+  void watch(Notice::Kind kind, const std::string &tag);
+  // Waits for a notice; nothing once the client is closed.
+  std::optional<Notice> next_notice();
+  // Tells which callback is running for an order, and what they all came to.
+  void begin_callback(uint64_t order, const std::string &tag, const std::string &callback);
+  void consent(uint64_t order);
+  void decline(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why);
+
   // Between these, new memory of the lease is written to on its owner's behalf: no pause takes effect.
   void begin_filling(Lease &lease);
   void end_filling(Lease &lease);
@@ -82,10 +99,21 @@ class Client {
   void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void end_growth(Lease &lease);
   void close_gates(const std::vector<Tag *> &tags);
+  template <class Body>
+  void when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body);
   void reopen_gates(const std::vector<Tag *> &tags);
   void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms);
+  void seal_closed(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms);
+  void require_sealable(const std::vector<Tag *> &tags) const;
+  void protect(Lock &lock, const std::vector<Tag *> &tags, bool sealed, Clock::time_point deadline);
+  void settle_growths(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms);
   void settle_resumed(Lock &lock, const std::vector<Tag *> &tags, Clock::time_point deadline);
   void leave(const std::vector<Tag *> &tags, const std::string &scope);
+  std::vector<bool> resume_asked(Lock &lock, const std::vector<Tag *> &tags, const std::vector<std::string> &names,
+                                 uint32_t timeout_ms);
+  Tag *try_enter(const std::vector<Tag *> &tags, const std::string &scope);
+  void send_declined(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why);
+  void give_consent(uint64_t number, Order &order);
 
   struct PutOff {
     void *address;
@@ -101,6 +129,8 @@ class Client {
   Agent agent_;
   // Guarded by the book's mutex.
   std::vector<PutOff> put_off_;
+  // The pause that the application's callbacks are busy with.
+  std::optional<Notice> asked_;
 };
 
 }  // namespace vrb

@@ -104,6 +104,11 @@ std::vector<cuda::Access> accessors(const Driver &driver, Ordinal owner) {
   return all;
 }
 
+std::vector<cuda::Access> read_only(std::vector<cuda::Access> accessors) {
+  for (cuda::Access &one : accessors) one.flags = cuda::ACCESS_READ;
+  return accessors;
+}
+
 // This thread in relaxed capture mode: what is called meanwhile breaks no capture of another thread.
 class Relaxed {
  public:
@@ -208,7 +213,7 @@ class CudaLane final : public Lane {
 };
 
 CudaDevice::CudaDevice(const std::string &kind)
-    : driver_(cuda::load_driver()), ordinal_(find_device(driver_, kind)), access_(accessors(driver_, ordinal_)) {}
+    : driver_(cuda::load_driver()), ordinal_(find_device(driver_, kind)), access_(accessors(driver_, ordinal_)), read_access_(read_only(access_)) {}
 
 CudaDevice::~CudaDevice() {
   if (context_.load() != nullptr) driver_.primary_release(ordinal_);
@@ -279,6 +284,13 @@ Failure CudaDevice::map_run(std::vector<Frame> frames, void *address) {
 Failure CudaDevice::unmap(void *address, uint64_t size_bytes) {
   const Relaxed relaxed(driver_);
   return driver_.attempt(driver_.unmap, pointer(address), size_bytes);
+}
+
+// In place, on the live mapping, 0.5 ms per GiB. A kernel that writes to it afterwards kills its context.
+Failure CudaDevice::protect(void *address, uint64_t size_bytes, bool writable) {
+  const Relaxed relaxed(driver_);
+  const std::vector<cuda::Access> &access = writable ? access_ : read_access_;
+  return driver_.attempt(driver_.set_access, pointer(address), size_bytes, access.data(), access.size());
 }
 
 void *CudaDevice::map_arena(Fd file, uint64_t size_bytes) { return host_.map_arena(std::move(file), size_bytes); }

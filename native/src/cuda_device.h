@@ -26,6 +26,7 @@ class CudaDevice final : public Device {
   Failure map(Fd frame, void *address, uint64_t size_bytes) override;
   Failure map_run(std::vector<Frame> frames, void *address) override;
   Failure unmap(void *address, uint64_t size_bytes) override;
+  Failure protect(void *address, uint64_t size_bytes, bool writable) override;
   void *map_arena(Fd file, uint64_t size_bytes) override;
   void unmap_arena(void *address, uint64_t size_bytes) override;
   uint64_t registration_bytes() const override;
@@ -46,8 +47,9 @@ class CudaDevice final : public Device {
 
   const cuda::Driver &driver_;
   const cuda::Ordinal ordinal_;
-  // Who may read and write what is mapped: this device, and those of the process that reach it.
+  // Who may read and write what is mapped: this device, and those of the process that reach it; and who may only read it.
   const std::vector<cuda::Access> access_;
+  const std::vector<cuda::Access> read_access_;
   std::atomic<cuda::Context> context_{nullptr};
   HostDevice host_;
 };

@@ -1,6 +1,6 @@
 // What the client needs of a device. `host` and CUDA are two implementations of it.
 //
-// Thread rules: reserve may be called by any thread; map, unmap and the registrations only by the agent; a lane belongs to
+// Thread rules: reserve may be called by any thread; map, unmap, protect and the registrations only by the agent; a lane belongs to
 // the copier's thread that opened it; quiesce runs on the application's thread that pauses.
 #pragma once
 
@@ -61,6 +61,9 @@ class Device {
   virtual Failure map_run(std::vector<Frame> frames, void *address);
   // Takes it away again; the addresses stay reserved, and touching them is a fault.
   virtual Failure unmap(void *address, uint64_t size_bytes) = 0;
+
+  // Lets frames that are mapped side by side from `address` on be written to, or only read: whoever writes then faults.
+  virtual Failure protect(void *address, uint64_t size_bytes, bool writable) = 0;
 
   // Maps a file of the arena, 2 MiB-aligned. Ownership: takes the fd, and closes it in any case. Null if it failed.
   virtual void *map_arena(Fd file, uint64_t size_bytes) = 0;

@@ -80,6 +80,11 @@ Failure HostDevice::unmap(void *address, uint64_t size_bytes) {
   return std::nullopt;
 }
 
+Failure HostDevice::protect(void *address, uint64_t size_bytes, bool writable) {
+  if (::mprotect(address, size_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ) != 0) return failed("mprotect");
+  return std::nullopt;
+}
+
 void *HostDevice::map_arena(Fd file, uint64_t size_bytes) {
   void *address = reserve_aligned(size_bytes);
   if (address == nullptr) return nullptr;

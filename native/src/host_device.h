@@ -13,6 +13,7 @@ class HostDevice final : public Device {
   void release(void *address, uint64_t size_bytes) override;
   Failure map(Fd frame, void *address, uint64_t size_bytes) override;
   Failure unmap(void *address, uint64_t size_bytes) override;
+  Failure protect(void *address, uint64_t size_bytes, bool writable) override;
   void *map_arena(Fd file, uint64_t size_bytes) override;
   void unmap_arena(void *address, uint64_t size_bytes) override;
   uint64_t registration_bytes() const override { return 0; }

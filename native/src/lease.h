@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "gate.h"
 #include "range.h"
 #include "records.h"
@@ -42,7 +43,13 @@ struct Tag {
   Gate gate;
   std::vector<Lease *> leases;
   uint32_t pausers = 0;          // calls of vrb_pause under way
+  uint32_t resumers = 0;         // calls of vrb_resume under way
   bool paused_unheard = false;   // paused when the daemon knew nothing of it
+  bool sealed = false;           // its frames are mapped read-only, or about to be
+  // How often it was asked for that they are mapped so, or writable again; how often that was done, and what it came to.
+  uint64_t protects_wanted = 0;
+  uint64_t protects_done = 0;
+  Failure protect_failure;
   std::set<uint64_t> orders;     // pause orders that keep the gate closed
   std::set<uint64_t> quiet;      // those of them that were answered QUIET
 
@@ -83,6 +90,7 @@ struct Lease {
   std::chrono::steady_clock::time_point spare_until{};  // when slots that were lent to spare go back
   uint32_t given_up = 0;  // growths that nobody waits for any more, and that may still bring slots
   bool paused = false;
+  bool moved = false;  // some of it has left since it was paused
   bool resuming = false;  // the daemon says resident; stale slots are still being zeroed
   uint32_t zeroing = 0;
   bool sweep_due = false;

@@ -186,8 +186,22 @@ Failure Mover::start_filling(Lease &lease, const Placed &placed) {
   } else if (lease.contents == VRB_ZERO && (order.flags & SLOT_DIRTY) != 0) {
     submit(Copier::Direction::in, lease, slot, 0, {{to, nullptr, slot.size_bytes}});
   } else {
-    settle(lease, slot);
+    return finish(lease, slot);
   }
+  return std::nullopt;
+}
+
+// The slot holds what it should: from now on nobody writes to it, if it is sealed.
+Failure Mover::finish(Lease &lease, Slot &slot) {
+  bool sealed = false;
+  {
+    const std::lock_guard lock(book_.mutex);
+    sealed = lease.tag.sealed;
+  }
+  if (sealed) {
+    if (Failure failure = device_.protect(lease.address_of(slot), slot.size_bytes, false)) return failure;
+  }
+  settle(lease, slot);
   return std::nullopt;
 }
 
@@ -224,13 +238,9 @@ void Mover::abandon(Lease &lease, Slot &slot) {
 void Mover::copied_in(Lease &lease, Slot &slot, const Failure &failure) {
   const uint64_t number = slot.number;
   const auto recall = std::exchange(slot.recall_next, std::nullopt);
-  if (failure) {
-    abandon(lease, slot);
-    tell_arrived(lease.number, {number}, *failure);
-  } else {
-    settle(lease, slot);
-    tell_arrived(lease.number, {number}, "");
-  }
+  const Failure wrong = failure ? failure : finish(lease, slot);
+  if (wrong) abandon(lease, slot);
+  tell_arrived(lease.number, {number}, wrong.value_or(""));
   if (!recall) return;
   std::vector<uint64_t> left;
   recall_slot(lease, *recall, left);
@@ -285,6 +295,7 @@ void Mover::recall_slot(Lease &lease, const RecallSlot &order, std::vector<uint6
 Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) {
   if ((order.flags & SLOT_PARK) == 0) {
     Failure failure = unmap(lease, slot);
+    if (!failure) lease.moved = true;
     end_motion(lease, slot);
     return failure;
   }
@@ -303,6 +314,7 @@ Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) 
 
 void Mover::copied_out(Lease &lease, Slot &slot, const Failure &failure) {
   const Failure wrong = failure ? failure : unmap(lease, slot);
+  if (!wrong) lease.moved = true;
   end_motion(lease, slot);
   tell_left(lease.number, {slot.number}, wrong.value_or(""));
 }
@@ -329,6 +341,7 @@ void Mover::set_state(const record::LeaseState &state) {
   Lease *lease = book_.find_lease(state.lease);
   if (lease == nullptr) return;
   if (state.paused != 0) {
+    if (!lease->paused) lease->moved = false;
     lease->paused = true;
     lease->resuming = false;
     for (auto &[number, slot] : lease->slots) slot.stale = lease->contents == VRB_ZERO && slot.mapped;
@@ -357,7 +370,15 @@ void Mover::open_resumed(Lease &lease) {
   lease.resuming = false;
   lease.paused = false;
   lease.tag.set_gate();
+  tell_resumed(lease.tag);
   book_.changed.notify_all();
+}
+
+// Tells who watches the tag, if it was not this process that asked for it back.
+void Mover::tell_resumed(const Tag &tag) {
+  if (tag.resumers > 0 || tag.is_paused() || !book_.notices.is_watched(Notice::Kind::resumed, tag.name)) return;
+  const bool same = std::none_of(tag.leases.begin(), tag.leases.end(), [](const Lease *lease) { return lease->moved; });
+  book_.notices.add({Notice::Kind::resumed, 0, {tag.name}, same});
 }
 
 void Mover::zeroed(Lease &lease, Slot &slot, const Failure &failure) {

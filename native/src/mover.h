@@ -33,6 +33,9 @@ class Mover {
   void drop_arena(const record::ArenaGone &gone);
   void set_state(const record::LeaseState &state);
 
+  // Maps what is there of tags read-only, or writable again, where a client has asked for it.
+  void protect();
+
   // Takes in what the copier has finished.
   void take_copies();
 
@@ -66,6 +69,7 @@ class Mover {
   Slot *place(Lease &lease, const GrantSlot &order);
   Failure map_all(Lease &lease, std::vector<Placed> &placed);
   Failure start_filling(Lease &lease, const Placed &placed);
+  Failure finish(Lease &lease, Slot &slot);
   void settle(Lease &lease, Slot &slot);
   void abandon(Lease &lease, Slot &slot);
 
@@ -82,6 +86,9 @@ class Mover {
   void zeroed(Lease &lease, Slot &slot, const Failure &failure);
   void start_zeroing(Lease &lease);
   void open_resumed(Lease &lease);
+  void tell_resumed(const Tag &tag);
+
+  Failure protect_slots(Lease &lease, bool writable);
 
   std::vector<uint64_t> take_empty(Lease &lease);
   void sweep_lease(Lease &lease);

@@ -72,6 +72,51 @@ void Mover::release_file(uint64_t file) {
   leaving_files_.erase(found);
 }
 
+// What is sealed.
+
+void Mover::protect() {
+  struct Due {
+    Tag *tag;
+    bool sealed;
+    uint64_t wanted;
+    std::vector<Lease *> leases;
+  };
+  std::vector<Due> all;
+  {
+    const std::lock_guard lock(book_.mutex);
+    for (const auto &[name, tag] : book_.tags) {
+      if (tag->protects_done == tag->protects_wanted) continue;
+      all.push_back({tag.get(), tag->sealed, tag->protects_wanted, tag->leases});
+    }
+  }
+  for (const Due &due : all) {
+    Failure failure;
+    for (Lease *lease : due.leases) {
+      if (!failure) failure = protect_slots(*lease, !due.sealed);
+    }
+    const std::lock_guard lock(book_.mutex);
+    due.tag->protects_done = due.wanted;
+    due.tag->protect_failure = failure;
+    book_.changed.notify_all();
+  }
+}
+
+// What is arriving is written to just now, and protected when it has arrived. One call for what lies side by side.
+Failure Mover::protect_slots(Lease &lease, bool writable) {
+  std::map<uint64_t, uint64_t> runs;  // end to begin
+  for (const auto &[number, slot] : lease.slots) {
+    if (!slot.mapped || slot.motion == Motion::arriving) continue;
+    runs[slot.offset + slot.size_bytes] = slot.offset;
+  }
+  for (auto run = runs.begin(); run != runs.end();) {
+    const uint64_t begin = run->second;
+    uint64_t end = run->first;
+    for (++run; run != runs.end() && run->second == end; ++run) end = run->first;
+    if (Failure failure = device_.protect(lease.base + begin, end - begin, writable)) return failure;
+  }
+  return std::nullopt;
+}
+
 // What is given back.
 
 void Mover::sweep() {

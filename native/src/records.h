@@ -150,6 +150,28 @@ struct Bye {
   }
 };
 
+struct Seal {
+  static constexpr uint16_t TYPE = 12;
+  static constexpr const char *NAME = "SEAL";
+  uint64_t request;
+  std::vector<std::string> tags;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("tags", s.tags);
+  }
+};
+
+struct Unseal {
+  static constexpr uint16_t TYPE = 13;
+  static constexpr const char *NAME = "UNSEAL";
+  uint64_t request;
+  std::vector<std::string> tags;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("tags", s.tags);
+  }
+};
+
 struct Taken {
   static constexpr uint16_t TYPE = 16;
   static constexpr const char *NAME = "TAKEN";
@@ -203,6 +225,18 @@ struct Busy {
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
     v("order", s.order), v("final", s.final), v("tag", s.tag), v("scope", s.scope);
+  }
+};
+
+struct Callback {
+  static constexpr uint16_t TYPE = 29;
+  static constexpr const char *NAME = "CALLBACK";
+  uint64_t order;
+  uint8_t declined;
+  std::string tag, callback, why;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("order", s.order), v("declined", s.declined), v("tag", s.tag), v("callback", s.callback), v("why", s.why);
   }
 };
 
@@ -332,7 +366,7 @@ struct Error {
 
 using FromClient =
     std::variant<record::Hello, record::Lease, record::Return, record::Pause, record::Resume, record::Claim, record::Bye,
-                 record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy>;
+                 record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy, record::Callback>;
 using FromDaemon =
     std::variant<record::Welcome, record::Grant, record::Arena, record::ArenaGone, record::Recall, record::PauseOrder,
                  record::PauseCancelled, record::LeaseState, record::Draining, record::Done, record::Error>;

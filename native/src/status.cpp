@@ -40,6 +40,10 @@ Error no_answer(uint32_t waited_ms) {
   return {VRB_REFUSED, "WaitExpired", "the daemon has not answered within " + std::to_string(waited_ms) + " ms"};
 }
 
+Error entered_too_late(const std::string &tag, uint32_t waited_ms) {
+  return {VRB_REFUSED, "WaitExpired", "tag " + tag + " was paused, or about to be, for all of " + std::to_string(waited_ms) + " ms"};
+}
+
 Error driver_failed(const std::string &failure) {
   return {VRB_DEVICE, "DriverFailed", failure};
 }

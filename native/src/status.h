@@ -33,6 +33,7 @@ Error unknown_tag(const std::string &tag);
 Error unavailable(const std::string &path, const std::string &why);
 Error lost(const std::string &why);
 Error no_answer(uint32_t waited_ms);
+Error entered_too_late(const std::string &tag, uint32_t waited_ms);
 Error driver_failed(const std::string &failure);
 Error version_mismatch(const std::string &message);
 Error forked();

@@ -19,6 +19,7 @@ class Registering final : public Device {
   void release(void *address, uint64_t size_bytes) override { host_.release(address, size_bytes); }
   Failure map(Fd frame, void *address, uint64_t size_bytes) override { return host_.map(std::move(frame), address, size_bytes); }
   Failure unmap(void *address, uint64_t size_bytes) override { return host_.unmap(address, size_bytes); }
+  Failure protect(void *, uint64_t, bool) override { return std::nullopt; }
   void *map_arena(Fd file, uint64_t size_bytes) override { return base = host_.map_arena(std::move(file), size_bytes); }
   void unmap_arena(void *address, uint64_t size_bytes) override { host_.unmap_arena(address, size_bytes); }
   uint64_t registration_bytes() const override { return 4 * MIB; }

@@ -1,5 +1,7 @@
 // Frames that come and go under their addresses: recall, restore, what is freed meanwhile, and what fails.
 
+#include <unistd.h>
+
 #include <cstring>
 
 #include "background.h"
@@ -116,6 +118,164 @@ TEST(motion, orders_that_come_twice_are_answered_twice) {
   stage.expect_left({4, 77});
   stage.peer.recall(1234, {{1, 0, 0, 0}});
   stage.expect_left({1});
+}
+
+namespace {
+
+// Whether this process could write to the byte at this address, and what is there stays.
+bool is_writable(void *address) {
+  int ends[2];
+  CHECK(::pipe(ends) == 0);
+  const Fd out(ends[0]), in(ends[1]);
+  const char *const byte = static_cast<const char *>(address);
+  return ::write(in.get(), byte, 1) == 1 && ::read(out.get(), address, 1) == 1;
+}
+
+void seal(Stage &stage, const std::string &refusal = "") {
+  Background sealing([&] {
+    const char *tags[] = {"weights"};
+    const vrb_status status = vrb_seal(stage.rig.client, tags, 1, 5000, nullptr);
+    CHECK_EQ(static_cast<int>(status), static_cast<int>(refusal.empty() ? VRB_OK : VRB_REFUSED));
+  });
+  const auto asked = stage.peer.expect<record::Seal>();
+  CHECK(asked.tags == std::vector<std::string>{"weights"});
+  // Before the daemon hears of it nobody can write any more.
+  CHECK(!is_writable(stage.pointer) && !is_writable(stage.pointer + 3 * FRAME - 1));
+  if (refusal.empty()) {
+    stage.peer.done(asked.request);
+  } else {
+    stage.peer.error(asked.request, refusal, "no");
+  }
+  sealing.join();
+}
+
+void unseal(Stage &stage) {
+  Background unsealing([&] {
+    const char *tags[] = {"weights"};
+    CHECK_EQ(static_cast<int>(vrb_unseal(stage.rig.client, tags, 1, 5000, nullptr)), static_cast<int>(VRB_OK));
+  });
+  const auto asked = stage.peer.expect<record::Unseal>();
+  CHECK(!is_writable(stage.pointer));
+  stage.peer.done(asked.request);
+  unsealing.join();
+}
+
+bool is_sealed(Stage &stage) {
+  int sealed = 0;
+  CHECK_EQ(static_cast<int>(vrb_tag_sealed(stage.rig.client, "weights", &sealed, nullptr)), static_cast<int>(VRB_OK));
+  return sealed != 0;
+}
+
+}  // namespace
+
+TEST(motion, sealed_memory_is_read_only_until_the_daemon_has_heard_that_it_is_not) {
+  Stage stage;
+  CHECK(is_writable(stage.pointer));
+  seal(stage);
+  CHECK(is_sealed(stage));
+  CHECK_EQ(text(stage.pointer, 1), "a");
+  CHECK_STATUS(try_allocate(stage.lease, 1), VRB_WRONG_STATE);
+  unseal(stage);
+  CHECK(!is_sealed(stage) && is_writable(stage.pointer) && is_writable(stage.pointer + 3 * FRAME - 1));
+}
+
+TEST(motion, sealed_memory_comes_back_read_only_with_its_contents) {
+  Stage stage;
+  seal(stage);
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, SLOT_PARK, 9, 3 * MIB}});
+  stage.expect_left({4, 5});
+  for (int round = 0; round < 2; ++round) {
+    stage.peer.lend(3, "weights", 1, {{4, FRAME, SLOT_RESTORE | SLOT_DIRTY, 9, 0}, {5, FRAME, SLOT_RESTORE, 9, 3 * MIB}});
+    stage.resumed();
+    for (int i = 0; i < 3; ++i) {
+      char *const at = stage.pointer + static_cast<std::size_t>(i) * FRAME;
+      CHECK_EQ(text(at, 1), std::string(1, static_cast<char>('a' + i)));
+      CHECK(!is_writable(at));
+    }
+    stage.pause();
+    stage.peer.recall(3, {{4, 0, 0, 0}, {5, 0, 0, 0}});
+    stage.expect_left({4, 5});
+  }
+  CHECK_EQ(stats(stage.rig.client).copied_out_bytes, 2 * FRAME);
+}
+
+TEST(motion, what_arrives_in_mid_seal_is_protected_when_it_is_filled) {
+  Stage stage;
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.expect_left({4});
+  stage.rig.device->hold_copies();
+  stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  stage.peer.expect<record::Taken>();
+  stage.rig.device->wait_for_copy();
+  Background sealing([&] {
+    const char *tags[] = {"weights"};
+    CHECK_EQ(static_cast<int>(vrb_seal(stage.rig.client, tags, 1, 5000, nullptr)), static_cast<int>(VRB_OK));
+  });
+  const auto asked = stage.peer.expect<record::Seal>();
+  CHECK(is_writable(stage.pointer) && !is_writable(stage.pointer + FRAME));
+  stage.peer.done(asked.request);
+  sealing.join();
+  stage.rig.device->let_copies_go();
+  CHECK(stage.peer.expect<record::Arrived>().slots == std::vector<uint64_t>{4});
+  CHECK(!is_writable(stage.pointer));
+  CHECK_EQ(text(stage.pointer, 1), "a");
+}
+
+TEST(motion, a_seal_that_is_refused_leaves_the_memory_writable) {
+  Stage stage;
+  seal(stage, "WrongState");
+  CHECK(!is_sealed(stage) && is_writable(stage.pointer));
+}
+
+TEST(motion, a_seal_without_an_answer_leaves_the_memory_read_only) {
+  Stage stage;
+  const char *tags[] = {"weights"};
+  Background sealing([&] {
+    CHECK_EQ(static_cast<int>(vrb_seal(stage.rig.client, tags, 1, 1, nullptr)), static_cast<int>(VRB_REFUSED));
+  });
+  stage.peer.expect<record::Seal>();
+  sealing.join();
+  CHECK(is_sealed(stage) && !is_writable(stage.pointer));
+  unseal(stage);
+  CHECK(is_writable(stage.pointer));
+}
+
+TEST(motion, what_cannot_be_protected_is_not_sealed) {
+  Stage stage;
+  const char *tags[] = {"weights"};
+  stage.rig.device->protects_until_failure = 0;
+  CHECK_EQ(static_cast<int>(vrb_seal(stage.rig.client, tags, 1, 5000, nullptr)), static_cast<int>(VRB_DEVICE));
+  CHECK(!is_sealed(stage) && is_writable(stage.pointer));
+}
+
+TEST(motion, an_arrival_that_cannot_be_protected_has_failed) {
+  Stage stage;
+  seal(stage);
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}});
+  stage.expect_left({4});
+  stage.rig.device->protects_until_failure = 0;
+  stage.peer.grant(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  stage.peer.expect<record::Taken>();
+  const auto arrived = stage.peer.expect<record::Arrived>();
+  CHECK(arrived.slots == std::vector<uint64_t>{4} && !arrived.failure.empty());
+  CHECK(!is_readable(stage.pointer));
+}
+
+TEST(motion, what_is_not_kept_or_in_use_or_unknown_is_not_sealed) {
+  Stage stage(VRB_DROP);
+  const char *tags[] = {"weights"};
+  const char *nothing[] = {"nothing"};
+  CHECK_EQ(static_cast<int>(vrb_seal(stage.rig.client, tags, 1, 5000, nullptr)), static_cast<int>(VRB_INVALID));
+  CHECK_EQ(static_cast<int>(vrb_seal(stage.rig.client, nothing, 1, 5000, nullptr)), static_cast<int>(VRB_UNKNOWN_TAG));
+  CHECK_EQ(static_cast<int>(vrb_unseal(stage.rig.client, nothing, 1, 5000, nullptr)), static_cast<int>(VRB_UNKNOWN_TAG));
+  Stage kept;
+  CHECK_OK(enter(kept.rig.client, {"weights"}, "step"));
+  CHECK_EQ(static_cast<int>(vrb_seal(kept.rig.client, tags, 1, 5000, nullptr)), static_cast<int>(VRB_NOT_QUIESCENT));
+  CHECK_OK(exit(kept.rig.client, {"weights"}, "step"));
+  CHECK(is_writable(kept.pointer));
 }
 
 TEST(motion, a_free_in_mid_recall_waits_for_its_end) {

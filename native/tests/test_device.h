@@ -25,6 +25,10 @@ class TestDevice final : public vrb::Device {
     if (unmap_fails) return "munmap: it was told to fail";
     return host_.unmap(address, size_bytes);
   }
+  vrb::Failure protect(void *address, uint64_t size_bytes, bool writable) override {
+    if (protects_until_failure.fetch_sub(1) == 0) return "mprotect: it was told to fail";
+    return host_.protect(address, size_bytes, writable);
+  }
   void *map_arena(Fd file, uint64_t size_bytes) override { return host_.map_arena(std::move(file), size_bytes); }
   void unmap_arena(void *address, uint64_t size_bytes) override { host_.unmap_arena(address, size_bytes); }
   // Smaller than a frame, so that every copy is cut.
@@ -55,6 +59,7 @@ class TestDevice final : public vrb::Device {
   }
 
   std::atomic<int> maps_until_failure{-1};
+  std::atomic<int> protects_until_failure{-1};
   std::atomic<bool> unmap_fails{false};
   std::atomic<bool> copy_fails{false};
   std::atomic<bool> quiesce_fails{false};

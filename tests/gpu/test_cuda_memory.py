@@ -118,6 +118,84 @@ def test_kept_contents_survive_a_neighbour_in_their_place(memory: Memory, neighb
     assert memory.stats().copied_in_bytes >= 3000 * MIB
 
 
+def test_sealed_weights_are_copied_out_once_while_kernels_read_them(memory: Memory, neighbour: "Worker") -> None:
+    with memory.region("weights"):
+        weights = [pattern(300 * MIB, seed) for seed in range(10)]
+        scale = torch.full((1000,), 2.0, device="cuda")
+    sums = [int(weight.sum()) for weight in weights]
+    addresses = [weight.data_ptr() for weight in weights]
+    torch.cuda.synchronize()
+    memory.seal("weights")
+    copied: list[int] = []
+    for _ in range(3):
+        memory.pause("weights", release=True)
+        assert neighbour.ask("7").startswith("taken")
+        assert state(memory, "weights") in ("parked", "partial")
+        assert neighbour.ask() == "released"
+        assert memory.resume("weights", timeout=TIMEOUT_S) == {"weights": False}
+        assert [weight.data_ptr() for weight in weights] == addresses
+        assert [int(weight.sum()) for weight in weights] == sums
+        assert float((scale * 3).sum()) == 6000.0
+        copied.append(memory.stats().copied_out_bytes)
+    assert copied[0] > 0
+    assert len(set(copied)) == 1, copied
+    memory.unseal("weights")
+    weights[0].fill_(1)
+    memory.pause("weights")
+    assert neighbour.ask("7").startswith("taken")
+    assert neighbour.ask() == "released"
+    memory.resume("weights", timeout=TIMEOUT_S)
+    assert int(weights[0].sum()) == 300 * MIB
+    assert [int(weight.sum()) for weight in weights[1:]] == sums[1:]
+    assert memory.stats().copied_out_bytes > copied[0]
+
+
+def test_what_a_region_or_a_graph_may_write_to_is_not_sealed(memory: Memory) -> None:
+    with memory.region("weights"):
+        kept = torch.ones(1000, device="cuda")
+        with pytest.raises(WrongState, match="region"):
+            memory.seal("weights")
+    memory.seal("weights")
+    for call in (
+        lambda: memory.empty((1000,), tag="weights"),
+        lambda: memory.graph_pool("weights"),
+        lambda: memory.region("weights").__enter__(),
+        lambda: memory.place(torch.ones(4, device="cuda"), "weights"),
+    ):
+        with pytest.raises(WrongState, match="sealed"):
+            call()
+    assert float(kept.sum()) == 1000.0
+    memory.unseal("weights")
+    memory.graph_pool("weights")
+    with pytest.raises(WrongState, match="graphs"):
+        memory.seal("weights")
+
+
+# On a context of its own, which a write to sealed memory ends.
+WRITES_TO_SEALED = """
+import torch
+from vrambroker.client import connect
+memory = connect("writer")
+with memory.region("weights"):
+    weights = torch.ones(1 << 20, device="cuda")
+memory.seal("weights")
+tell(float(weights.sum()))
+weights.add_(1)
+try:
+    torch.cuda.synchronize()
+    tell("written")
+except Exception as error:
+    tell(type(error).__name__)
+os._exit(0)
+"""
+
+
+def test_a_kernel_that_writes_to_sealed_memory_fails(start_worker: "Callable[[str], Worker]") -> None:
+    worker = start_worker(WRITES_TO_SEALED)
+    assert worker.hear() == str(float(1 << 20))
+    assert worker.hear() != "written"
+
+
 def test_dropped_and_zeroed_contents(memory: Memory, neighbour: "Worker") -> None:
     dropped = memory.empty((GIB,), dtype=torch.uint8, tag="cache", contents="drop")
     zeroed = memory.empty((GIB,), dtype=torch.uint8, tag="scratch", contents="zero")

@@ -11,7 +11,9 @@ from vrambroker.broker.core.events import Contents
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NaiveLease:
-    """`idle_since` orders the idle; `size` counts frames, and `there` those that are on the device."""
+    """`idle_since` orders the idle; `size` counts frames, `there` those that are on the device, and `parked` those whose
+    contents are in the arena.
+    """
 
     session: int
     tag: str
@@ -22,11 +24,27 @@ class NaiveLease:
     paused: bool = False
     there: int = 0
     idle_since: int = 0
+    sealed: bool = False
+    parked: int = 0
 
     @property
     def keeps(self) -> int:
         """What it takes of the arena."""
-        return self.size if self.paused and self.contents is Contents.KEEP else 0
+        if self.contents is not Contents.KEEP:
+            return 0
+        return self.size if self.paused else self.parked
+
+    @property
+    def cost(self) -> int:
+        if self.contents is not Contents.KEEP:
+            return 0
+        return 1 if self.parked == self.size else 2
+
+    def lose(self, frames: int) -> None:
+        """Have so many frames taken, those first that are parked already."""
+        self.there -= frames
+        if self.contents is Contents.KEEP:
+            self.parked = max(self.parked, self.size - self.there)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -66,6 +84,7 @@ class Naive:
     queue: list[Waiting] = field(default_factory=list[Waiting])
     asides: list[Aside] = field(default_factory=list[Aside])
     answers: dict[int, str] = field(default_factory=dict[int, str])
+    given_up: int = 0
 
     @property
     def free(self) -> int:
@@ -78,11 +97,11 @@ class Naive:
         return [lease for lease in self.leases if lease.session == session and lease.tag in tags]
 
     def idle(self, spared: list[NaiveLease]) -> list[NaiveLease]:
-        """Return who may be recalled: who need not be copied first, then the less urgent, then
+        """Return who may be recalled: whose contents are worth nothing first, or parked already, then the less urgent, then
         the longest idle.
         """
         found = [one for one in self.leases if one.paused and one.there and one not in spared]
-        return sorted(found, key=lambda one: (one.contents is Contents.KEEP, one.priority, one.idle_since, one.number))
+        return sorted(found, key=lambda one: (one.cost, one.priority, one.idle_since, one.number))
 
     def take(self, need: int, spared: list[NaiveLease]) -> bool:
         """Make room for so many frames by recall, or change nothing."""
@@ -90,7 +109,7 @@ class Naive:
         if need > self.free + sum(lease.there for lease in idle):
             return False
         for lease in idle:
-            lease.there -= min(lease.there, max(0, need - self.free))
+            lease.lose(min(lease.there, max(0, need - self.free)))
         return True
 
     def cover(self, session: int, need: int, spared: list[NaiveLease], *, recalls: bool) -> bool:
@@ -115,7 +134,7 @@ class Naive:
         return all(self.of(session, (tag,)) for tag in tags)
 
     def lend(self, session: int, tag: str, contents: Contents, size: int, number: int) -> str:
-        if any(lease.paused for lease in self.of(session, (tag,))):
+        if any(lease.paused or lease.sealed for lease in self.of(session, (tag,))):
             return "WrongState"
         if not self.cover_at_once(session, size, []):
             return "OutOfDeviceMemory"
@@ -131,13 +150,15 @@ class Naive:
         if not self.known(session, tags):
             return "UnknownTag"
         fresh = [lease for lease in self.of(session, tags) if not lease.paused]
-        need = sum(lease.size for lease in fresh if lease.contents is Contents.KEEP)
-        if sum(lease.keeps for lease in self.leases) + need > self.budget:
+        need = sum(lease.size - lease.parked for lease in fresh if lease.contents is Contents.KEEP)
+        over = sum(lease.keeps for lease in self.leases) + need - self.budget
+        if over > sum(lease.parked for lease in self.spare(fresh)):
             return "OutOfHostMemory"
+        self.given_up = max(0, over)
         for lease in fresh:
             lease.paused, lease.idle_since = True, now
         for lease in self.of(session, tags) if release else []:
-            lease.there = 0
+            lease.lose(lease.there)
         self.serve()
         return "Paused"
 
@@ -176,10 +197,13 @@ class Naive:
         self.serve()
         return "Done"
 
+    def leaving(self, listed: tuple[str, ...], planned: tuple[str, ...]) -> list[NaiveLease]:
+        there = (one for one in self.leases if not one.paused and one.size)
+        return [one for one in there if one.tag in planned and one.tag not in listed]
+
     def enter(self, listed: tuple[str, ...], planned: tuple[str, ...], now: int) -> str:
         """Pause what leaves and bring back what comes, if nobody waits; or change nothing."""
-        there = (one for one in self.leases if not one.paused and one.size)
-        leave = [one for one in there if one.tag in planned and one.tag not in listed]
+        leave = self.leaving(listed, planned)
         come = [one for one in self.leases if one.paused and one.tag in listed]
         parts = [[lease for lease in come if lease.session == one] for one in sorted({one.session for one in come})]
         needs = {part[0].session: sum(lease.size - lease.there for lease in part) for part in parts}
@@ -187,9 +211,11 @@ class Naive:
         idle = sum(lease.there for lease in self.idle(come))
         if sum(needs.values()) > own + self.free + idle + sum(lease.there for lease in leave):
             return "OutOfDeviceMemory"
-        keeps = sum(lease.size for lease in leave if lease.contents is Contents.KEEP)
-        if sum(lease.keeps for lease in self.leases) + keeps > self.budget:
+        keeps = sum(lease.size - lease.parked for lease in leave if lease.contents is Contents.KEEP)
+        over = sum(lease.keeps for lease in self.leases) + keeps - self.budget
+        if over > sum(lease.parked for lease in self.spare(leave)):
             return "OutOfHostMemory"
+        self.given_up = max(0, over)
         for lease in leave:
             lease.paused, lease.idle_since = True, now
         for part in sorted(parts, key=lambda part: -max(lease.priority for lease in part)):
@@ -200,9 +226,26 @@ class Naive:
         self.bring_back(come)
         return "Entered"
 
+    def spare(self, needed: list[NaiveLease]) -> list[NaiveLease]:
+        """Return the leases whose copies nobody needs just now; which of them go is the core's choice."""
+        return [one for one in self.leases if one.sealed and not one.paused and one not in needed]
+
     def bring_back(self, leases: list[NaiveLease]) -> None:
         for lease in leases:
             lease.paused, lease.there = False, lease.size
+            lease.parked = lease.parked if lease.sealed else 0
+
+    def seal(self, session: int, tags: tuple[str, ...], sealed: bool) -> str:
+        if not self.known(session, tags):
+            return "UnknownTag"
+        leases = self.of(session, tags)
+        if sealed and any(lease.contents is not Contents.KEEP for lease in leases):
+            return "InvalidArgument"
+        for lease in leases:
+            lease.sealed = sealed
+            if not lease.paused and not sealed:
+                lease.parked = 0
+        return "Done"
 
     def turns(self) -> list[Waiting]:
         """Return who waits, in the order of their turn."""

@@ -9,7 +9,7 @@ from tests.unit.core.desk import MIB, Answer, Desk, limits, peer
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.ids import CallId, Instant, LeaseId, SessionId
 
-CAPACITY, BUDGET = 8, 10
+CAPACITY, BUDGET = 8, 6
 WAIT_NS = 10_000
 # No ticket lives to be that old, and each step of priority is worth more than any wait.
 AGEING_NS = 4 * WAIT_NS
@@ -76,8 +76,19 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         return SessionId(lease.session), (lease.tag, *more)
 
     def do_pause(self, session: SessionId, tags: tuple[str, ...], release: bool) -> None:
+        fresh = [lease for lease in self.naive.of(session, tags) if not lease.paused]
+        spare = self.naive.spare(fresh)
         answer = self.desk.pause(session, *tags, release=release)
         assert name_of(answer) == self.naive.pause(session, tags, release, self.desk.now)
+        self.adopt_given_up(spare)
+
+    def adopt_given_up(self, spare: list[NaiveLease]) -> None:
+        """Learn of which leases the copies went; as many as had to, and no more."""
+        given_up, self.naive.given_up = self.naive.given_up, 0
+        before = sum(lease.parked for lease in spare)
+        for lease in spare:
+            lease.parked = sum(slot.copied for slot in self.view(lease).slots)
+        assert sum(lease.parked for lease in spare) == before - given_up
 
     def do_resume(self, session: SessionId, tags: tuple[str, ...], wait: bool) -> None:
         answer = self.desk.resume(session, *tags, wait=wait, deadline=self.deadline())
@@ -158,6 +169,29 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     def wait_for_room(self, data: st.DataObject) -> None:
         self.do_resume(*self.held(data, paused=True), wait=True)
 
+    @precondition(lambda self: self.naive.leases)
+    @rule(data=st.data(), paused=st.booleans(), sealed=st.sampled_from((True, True, False)))
+    def seal(self, data: st.DataObject, paused: bool, sealed: bool) -> None:
+        self.do_seal(*self.held(data, paused=paused), sealed)
+
+    def do_seal(self, session: SessionId, tags: tuple[str, ...], sealed: bool) -> None:
+        answer = self.desk.seal(session, *tags) if sealed else self.desk.unseal(session, *tags)
+        assert name_of(answer) == self.naive.seal(session, tags, sealed)
+
+    @precondition(lambda self: self.sealable())
+    @rule(data=st.data())
+    def park_sealed(self, data: st.DataObject) -> None:
+        """Do what leaves a sealed lease resident with a copy in the arena, if there is room for that."""
+        lease = data.draw(st.sampled_from(self.sealable()))
+        session, tags = SessionId(lease.session), (lease.tag,)
+        self.do_seal(session, tags, sealed=True)
+        self.do_pause(session, tags, release=True)
+        self.do_resume(session, tags, wait=False)
+
+    def sealable(self) -> list[NaiveLease]:
+        others = {(one.session, one.tag) for one in self.naive.leases if one.contents is not ev.Contents.KEEP}
+        return [one for one in self.naive.leases if (one.session, one.tag) not in others]
+
     @precondition(lambda self: len(self.naive.leases) > 3)
     @rule(session=sessions, tags=tag_sets, pauses=st.booleans())
     def act_on_any_tags(self, session: SessionId, tags: tuple[str, ...], pauses: bool) -> None:
@@ -178,6 +212,7 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         if slots:
             lease.size -= len(slots)
             lease.there -= sum(slot.frame is not None for slot in named)
+            lease.parked -= sum(slot.copied for slot in named)
         else:
             self.naive.drop(lease)
         self.naive.serve()
@@ -196,8 +231,10 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     @rule(phase=st.sampled_from(tuple(PHASES)))
     def enter(self, phase: str) -> None:
         """Enter a phase; while nobody waits, it is entered at once or not at all."""
+        spare = self.naive.spare(self.naive.leaving(PHASES[phase], ("a", "b")))
         answer = self.desk.enter(phase, actor=peer(0), deadline=self.deadline())
         assert name_of(answer) == self.naive.enter(PHASES[phase], ("a", "b"), self.desk.now)
+        self.adopt_given_up(spare)
         assert self.desk.broker.snapshot().entering == ""
 
     @precondition(lambda self: self.naive.queue)
@@ -214,6 +251,7 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         seen = {
             (session.session, lease.tag, lease.contents): (
                 lease.paused,
+                lease.sealed,
                 lease.device_bytes // MIB,
                 lease.host_bytes // MIB,
                 len(lease.slots),
@@ -224,6 +262,7 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         expected = {
             (lease.session, lease.tag, lease.contents): (
                 lease.paused,
+                lease.sealed,
                 lease.there,
                 lease.keeps,
                 lease.size,
@@ -262,7 +301,7 @@ class LeaseSeen:
 
 TestCoreAgainstNaive = CoreAgainstNaive.TestCase
 TestCoreAgainstNaive.settings = settings(
-    max_examples=80,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -36,6 +36,8 @@ def _act_on(world: World, client: SimClient, session: SessionId) -> None:
         _phase(world, client)
     elif roll < 0.25:
         _use(world, client)
+    elif roll < 0.29:
+        _seal(world, client, session)
     elif roll < 0.43:
         _lease(world, client, session)
     elif roll < 0.50:
@@ -61,7 +63,7 @@ def _act_on(world: World, client: SimClient, session: SessionId) -> None:
 
 def _use(world: World, client: SimClient) -> None:
     waiting = [one.what for one in world.unanswered if one.actor == client.peer]
-    if any(isinstance(what, ev.Lease | ev.Claim | ev.Pause | ev.Return | ev.Detach) for what in waiting):
+    if any(isinstance(what, ev.Lease | ev.Claim | ev.Pause | ev.Return | ev.Detach | ev.Seal) for what in waiting):
         return
     for lease in client.usable():
         client.write(lease)
@@ -163,6 +165,25 @@ def _plan(world: World) -> PhasePlan:
     )
     ranked = tuple(Ranked(pattern=pattern, priority=chance.randint(-2, 2)) for pattern in PATTERNS[:2])
     return PhasePlan(order=chance.choice(list(Order)), phases=phases, priorities=ranked)
+
+
+def _seal(world: World, client: SimClient, session: SessionId) -> None:
+    """Seal what is known, or unseal what was sealed; one after the other, as a client does."""
+    waiting = [one.what for one in world.unanswered if one.actor == client.peer]
+    if not client.leases or any(isinstance(what, ev.Seal | ev.Unseal | ev.Lease | ev.Claim) for what in waiting):
+        return
+    sealed = {lease.tag for lease in client.leases.values() if lease.sealed}
+    if sealed and world.chance.random() < 0.4:
+        tags = tuple(sorted(sealed))
+        world.ask(client, lambda call: ev.Unseal(call=call, session=session, tags=tags))
+        return
+    kept = [lease.tag for lease in client.leases.values() if lease.contents is ev.Contents.KEEP]
+    others = {lease.tag for lease in client.leases.values() if lease.contents is not ev.Contents.KEEP}
+    fitting = [tag for tag in dict.fromkeys(kept) if tag not in others or world.chance.random() < 0.1]
+    if fitting:
+        tags = (world.chance.choice(fitting),)
+        client.seal(tags, sealed=True)
+        world.ask(client, lambda call: ev.Seal(call=call, session=session, tags=tags))
 
 
 def _claim(world: World, client: SimClient, session: SessionId) -> None:

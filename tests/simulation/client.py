@@ -29,9 +29,12 @@ class SimSlot:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class SimLease:
+    """`sealed`: from before the broker is asked to call it so until it has said that it is not any more."""
+
     tag: str
     contents: ev.Contents
     paused: bool = False
+    sealed: bool = False
     slots: dict[SlotId, SimSlot] = field(default_factory=dict[SlotId, SimSlot])
 
 
@@ -184,6 +187,8 @@ class SimClient:
             self.gates.pop(order.order, None)
             self.busy = [one for one in self.busy if one != order.order]
             self._report(self, ev.Busy(session=self.session, order=order.order, tag=order.tags[0]))
+        elif roll < 0.25:
+            self._call_back(order, declined=roll < 0.2)
         elif roll < 0.4:
             self.gates[order.order] = order.tags
             self.busy.append(order.order)
@@ -191,6 +196,18 @@ class SimClient:
         else:
             self.gates[order.order] = order.tags
             self._report(self, ev.Quiet(session=self.session, order=order.order))
+
+    def _call_back(self, order: ef.SendPauseOrder, declined: bool) -> None:
+        """Have the application's callback refuse the order, or keep it waiting."""
+        assert self.session is not None
+        tag = order.tags[0]
+        if declined:
+            why = self._chance.choice(("in the middle of a batch", ""))
+            self._report(self, ev.Declined(session=self.session, order=order.order, tag=tag, callback="drain", why=why))
+            return
+        self._report(self, ev.Calling(session=self.session, order=order.order, tag=tag, callback="drain"))
+        self.gates[order.order] = order.tags
+        self.busy.append(order.order)
 
     def finish_scope(self) -> None:
         """Leave the scope that has kept an order waiting."""
@@ -226,8 +243,10 @@ class SimClient:
             self._verify(number, slot)
 
     def write(self, lease: SimLease) -> None:
-        """Use the memory: look at what is there and write something else."""
+        """Use the memory: look at what is there and write something else, unless it is sealed."""
         self.verify(lease)
+        if lease.sealed:
+            return
         for slot in lease.slots.values():
             if slot.frame is not None:
                 self._written += 1
@@ -240,6 +259,12 @@ class SimClient:
             return []
         closed = {tag for tags in self.gates.values() for tag in tags}
         return [one for one in self.leases.values() if not one.paused and one.tag not in closed]
+
+    def seal(self, tags: tuple[str, ...], *, sealed: bool) -> None:
+        """Make memory read-only before the broker hears of it, or writable after it has."""
+        for lease in self.leases.values():
+            if lease.tag in tags:
+                lease.sealed = sealed
 
     def let_go(self, number: LeaseId, slots: list[SlotId]) -> None:
         """Unmap slots that are about to be returned; all of the lease, if none are named."""

@@ -41,6 +41,7 @@ class Mirror:
         )
         self._peak_lent_bytes = 0
         self._leases: dict[LeaseId, Residency] = {}
+        self._sealed: set[LeaseId] = set()
         self._tickets: set[TicketId] = set()
 
     def hear(self, line: ef.Publish) -> None:
@@ -51,10 +52,16 @@ class Mirror:
         if line.kind in ENDS_OF_TICKETS and line.ticket:
             require(line.ticket in self._tickets, f"ticket {line.ticket} ends twice: {line}")
             self._tickets.remove(line.ticket)
+        if line.kind is ef.Kind.LEASE_SEALED:
+            require(line.lease not in self._sealed, f"lease {line.lease} is sealed twice")
+            self._sealed.add(line.lease)
+        if line.kind is ef.Kind.LEASE_UNSEALED:
+            self._sealed.remove(line.lease)
         if line.kind is not ef.Kind.LEASE_CHANGED:
             return
         if line.state is None:
             del self._leases[line.lease]
+            self._sealed.discard(line.lease)
         else:
             self._leases[line.lease] = Residency(
                 session=line.session,
@@ -93,6 +100,8 @@ class Mirror:
         granted = {one.ticket for one in seen.granted if one.stage is not Stage.UNDOING}
         tickets = {one.ticket for one in seen.queue} | granted
         require(tickets == self._tickets, f"tickets {self._tickets} were published, and there are {tickets}")
+        sealed = {lease.lease for session in seen.sessions for lease in session.leases if lease.sealed}
+        require(sealed == self._sealed, f"published as sealed {self._sealed}, and {sealed} are")
         leases = {
             lease.lease: Residency(
                 session=session.name,

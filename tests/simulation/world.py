@@ -20,6 +20,7 @@ from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.broker import Broker
 from vrambroker.broker.core.errors import BrokerError, Draining, OutOfHostMemory
 from vrambroker.broker.core.ids import (
+    ArenaFileId,
     CallId,
     ConnectionId,
     Domain,
@@ -298,7 +299,8 @@ class World:
             self._look_at_resumed({one.lease: one.same_pages for one in answer.resumed})
             paused = {one.lease for view in self.broker.snapshot().sessions for one in view.leases if one.paused}
             require(paused.isdisjoint(one.lease for one in answer.resumed), f"not all of it is open: {answer}")
-            require(paused.issuperset(one.lease for one in answer.paused), f"not all of it is paused: {answer}")
+        if isinstance(asked.what, ev.Unseal) and answer == ef.Done() and client is not None:
+            client.seal(asked.what.tags, sealed=False)
         if isinstance(answer, Draining):
             require(self.draining, "only a broker that was told to drain refuses for that")
         if isinstance(answer, ef.Attached) and client is not None:
@@ -342,12 +344,27 @@ class World:
 
     def _look_at_refused(self, domain: Domain, error: OutOfHostMemory) -> None:
         """A pause is refused only for what others have parked, or its own domain: an empty file is no reason."""
-        files = [file for file in self.broker.snapshot().arena if file.used_bytes]
-        taken = sum(file.used_bytes if file.domain == domain else file.size_bytes for file in files)
-        room_bytes = self.limits.host_budget_bytes - taken
-        require(error.free_bytes == room_bytes, f"there is room for {room_bytes}: {error}")
+        least, most = self._room_bytes(domain, {}), self._room_bytes(domain, self._sparable_bytes())
+        require(least <= error.free_bytes <= most, f"there is room for {least} to {most}: {error}")
         one_size = len(self.limits.frame_sizes_bytes) == 1
-        require(not one_size or error.requested_bytes > room_bytes, f"there is room for {room_bytes}: {error}")
+        require(not one_size or error.requested_bytes > error.free_bytes, f"there is room for it: {error}")
+
+    def _room_bytes(self, domain: Domain, spare: dict[ArenaFileId, int]) -> int:
+        """Return what a domain could set aside, if so much of each file were given up for it."""
+        taken = 0
+        for file in self.broker.snapshot().arena:
+            used_bytes = file.used_bytes - spare.get(file.file, 0)
+            taken += used_bytes if file.domain == domain else file.size_bytes if used_bytes else 0
+        return self.limits.host_budget_bytes - taken
+
+    def _sparable_bytes(self) -> dict[ArenaFileId, int]:
+        """Return, for each file, how much in it are copies of sealed leases that are resident."""
+        leases = [lease for session in self.broker.snapshot().sessions for lease in session.leases]
+        spare: dict[ArenaFileId, int] = {}
+        for slot in (slot for lease in leases if lease.sealed and not lease.paused for slot in lease.slots):
+            if slot.extent is not None:
+                spare[slot.extent.file] = spare.get(slot.extent.file, 0) + slot.size_bytes
+        return spare
 
     def _note_pause(self, effects: list[ef.Effect]) -> None:
         """Remember where leases are when they are paused."""

@@ -2,7 +2,7 @@
 
 from vrambroker.broker.adapters import records
 from vrambroker.broker.adapters.requests import TEXT_MAX, event_of_report
-from vrambroker.broker.core.events import Arrived, Left, StillBusy
+from vrambroker.broker.core.events import Arrived, Calling, Declined, Left, StillBusy
 from vrambroker.broker.core.ids import SessionId
 
 SESSION = SessionId(1)
@@ -16,7 +16,12 @@ def test_a_failure_is_cut_and_cannot_speak_to_a_terminal() -> None:
     assert isinstance(left, Left)
     busy = event_of_report(records.Busy(order=1, final=0, tag="kv", scope=RUDE), SESSION)
     assert isinstance(busy, StillBusy)
-    for text in (arrived.failure, left.failure, busy.scope):
+    running = records.Callback(order=1, declined=0, tag="kv", callback=RUDE, why="")
+    refusing = records.Callback(order=1, declined=1, tag="kv", callback=RUDE, why=RUDE)
+    calling, declined = event_of_report(running, SESSION), event_of_report(refusing, SESSION)
+    assert isinstance(calling, Calling)
+    assert isinstance(declined, Declined)
+    for text in (arrived.failure, left.failure, busy.scope, calling.callback, declined.callback, declined.why):
         assert text is not None
         assert len(text) == TEXT_MAX
         assert text.isprintable()

@@ -151,6 +151,7 @@ def test_what_did_not_change_in_the_time_that_is_remembered_was_there_all_along(
         host_bytes=8 * MIB,
         since_ns=0,
         priority=0,
+        sealed=False,
     )
     session = SessionStatus(session=1, name="trainer", pid=1, uid=0, connected=True, ended=False, tags=(tag,))
     history = book.history(session)

@@ -104,6 +104,20 @@ VRB_API vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32
 VRB_API vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
                               uint8_t *same_pages, vrb_error *error);
 
+/* Map every frame of these tags read-only, now and when they come back from a pause, so that their contents provably don't
+ * change: they are copied out once at most. The caller has seen to it that its own work on them is done, as for vrb_pause.
+ * Who writes to them then has a fault: SIGSEGV on the host, a dead context on a GPU. Nothing more is allocated under them
+ * (VRB_WRONG_STATE); freeing, pausing, resuming and use scopes are as ever. Tags that are sealed, or paused, may be sealed.
+ * VRB_UNKNOWN_TAG where nothing is leased, VRB_INVALID where contents are not kept. Without an answer (VRB_LOST, or
+ * WaitExpired) they stay read-only, since the daemon may have heard it. */
+VRB_API vrb_status vrb_seal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
+                            vrb_error *error);
+/* Make them writable again; what was copied of them is void. After a failure they may still be read-only. */
+VRB_API vrb_status vrb_unseal(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,
+                              vrb_error *error);
+/* sealed: 1 if the tag is sealed. Unknown tags answer VRB_UNKNOWN_TAG. */
+VRB_API vrb_status vrb_tag_sealed(vrb_client *client, const char *tag, int *sealed, vrb_error *error);
+
 /* Enter and leave a use scope on these tags. Entering needs them resident: a paused or closing tag answers
  * VRB_WRONG_STATE and nothing is entered. The last one out of a tag that is asked to pause lets the pause proceed.
  * In a forked child leaving is VRB_OK, and does nothing: the scope is its parent's. */
@@ -111,6 +125,41 @@ VRB_API vrb_status vrb_use_enter(vrb_client *client, const char *const *tags, ui
                                  vrb_error *error);
 VRB_API vrb_status vrb_use_exit(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
                                 vrb_error *error);
+
+/* Enter as vrb_use_enter does; what is paused is resumed first, as by vrb_resume, and what is about to be paused is waited
+ * for, timeout_ms in all. */
+VRB_API vrb_status vrb_use_enter_resuming(vrb_client *client, const char *const *tags, uint32_t count, const char *scope,
+                                          uint32_t timeout_ms, vrb_error *error);
+
+/* Notices: what a thread of the application waits for, to run its callbacks. */
+typedef enum vrb_notice_kind {
+  VRB_NOTICE_CLOSED = 0,      /* the client is closed: there will be no more */
+  VRB_NOTICE_PAUSE_ASKED = 1, /* a pause from outside: answer vrb_consent, or vrb_decline */
+  VRB_NOTICE_RESUMED = 2      /* a tag is back that somebody else has resumed; or a pause that was asked for is off */
+} vrb_notice_kind;
+
+typedef struct vrb_notice {
+  uint32_t kind;
+  uint32_t same_pages;  /* of a resume: no page of the tag has changed */
+  uint64_t order;       /* of a pause: what the answer names */
+  char tags[16644];     /* the tags that are watched, with a space between */
+} vrb_notice;
+
+/* Have notices of this kind made of a tag, or of all (null). A tag that is watched for VRB_NOTICE_PAUSE_ASKED can be paused
+ * from outside without use scopes; until vrb_consent its gate stays open. */
+VRB_API vrb_status vrb_watch(vrb_client *client, vrb_notice_kind kind, const char *tag, vrb_error *error);
+/* Waits for the next notice, for ever. One thread at a time. */
+VRB_API vrb_status vrb_next_notice(vrb_client *client, vrb_notice *notice, vrb_error *error);
+/* Say which callback is running for an order, for whoever waits. An order that is void by now is no error. */
+VRB_API vrb_status vrb_begin_callback(vrb_client *client, uint64_t order, const char *tag, const char *callback,
+                                      vrb_error *error);
+/* The tags are at rest, but for open use scopes, which are waited for: the pause may take effect. Waits for this process's
+ * work on the device first; if that can't be (a CUDA graph is being captured), it is declined. Where it was called off
+ * meanwhile, or is later, notices of VRB_NOTICE_RESUMED follow. */
+VRB_API vrb_status vrb_consent(vrb_client *client, uint64_t order, vrb_error *error);
+/* They are not: whoever asked is refused (NotQuiescent), with these words. */
+VRB_API vrb_status vrb_decline(vrb_client *client, uint64_t order, const char *tag, const char *callback, const char *why,
+                               vrb_error *error);
 
 /* Between these, new memory of the lease is written to on its owner's behalf, and no pause of its tag takes effect: one
  * from outside waits, one of this process answers VRB_NOT_QUIESCENT. They are no use scope. A paused or closing tag answers

@@ -303,6 +303,36 @@ void says_no_to_devices_that_are_none(Bench &) {
   }
 }
 
+void protects_what_lies_side_by_side_and_back(Bench &on) {
+  Room room(on.device, 2 * FRAME_BYTES);
+  for (uint64_t at = 0; at < 2 * FRAME_BYTES; at += FRAME_BYTES) room.map(on.source.make(FRAME_BYTES), at);
+  Parking parking(on.device, FRAME_BYTES);
+  const auto lane = on.device.open_lane();
+  parking.fill(10);
+  copy(*lane, room.address + FRAME_BYTES, parking.address, FRAME_BYTES);
+  must(on.device.protect(room.address, 2 * FRAME_BYTES, false));
+  std::memset(parking.address, 0, FRAME_BYTES);
+  copy(*lane, parking.address, room.address + FRAME_BYTES, FRAME_BYTES);
+  CHECK(parking.holds(0, FRAME_BYTES, 10));
+  CHECK(!on.source.is_writable(room.address) && !on.source.is_writable(room.address + FRAME_BYTES));
+  must(on.device.protect(room.address, 2 * FRAME_BYTES, true));
+  CHECK(on.source.is_writable(room.address) && on.source.is_writable(room.address + FRAME_BYTES));
+  parking.fill(11);
+  copy(*lane, room.address, parking.address, FRAME_BYTES);
+  std::memset(parking.address, 0, FRAME_BYTES);
+  copy(*lane, parking.address, room.address, FRAME_BYTES);
+  CHECK(parking.holds(0, FRAME_BYTES, 11));
+}
+
+void unmaps_what_is_protected(Bench &on) {
+  Room room(on.device, FRAME_BYTES);
+  room.map(on.source.make(FRAME_BYTES), 0);
+  must(on.device.protect(room.address, FRAME_BYTES, false));
+  room.unmap_last();
+  room.map(on.source.make(FRAME_BYTES), 0);
+  CHECK(on.source.is_writable(room.address));
+}
+
 void leaves_no_fd_behind(Bench &on) {
   const auto once = [&] {
     Room room(on.device, FRAME_BYTES);
@@ -352,6 +382,8 @@ int main(int count, char **arguments) {
   ADD(is_quiet_after_quiesce);
   ADD(refuses_an_arena_file_that_is_too_short);
   ADD(says_no_to_devices_that_are_none);
+  ADD(protects_what_lies_side_by_side_and_back);
+  ADD(unmaps_what_is_protected);
   ADD(leaves_no_fd_behind);
 #undef ADD
   return test::run_all(tests);

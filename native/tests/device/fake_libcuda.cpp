@@ -33,6 +33,7 @@ constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALI
                  CAPTURE_IMPLICIT = 906;
 constexpr uint64_t GRANULARITY = uint64_t{2} << 20;
 constexpr int GLOBAL = 0, RELAXED = 2;
+constexpr int READ = 1, READ_AND_WRITE = 3;
 constexpr uint64_t DEVICE_BYTES = uint64_t{16} << 30;
 // The last of them reaches no other's memory.
 constexpr int DEVICES = 3;
@@ -45,6 +46,7 @@ struct Allocation {
 struct Mapping {
   uint64_t size_bytes;
   bool accessible;
+  bool writable;
 };
 
 struct Stream {
@@ -128,12 +130,13 @@ typename std::map<Pointer, Value>::const_iterator piece_of(const std::map<Pointe
   return after == pieces.begin() ? pieces.end() : std::prev(after);
 }
 
-bool is_mapped(Pointer at, uint64_t size_bytes, bool accessible) {
+bool is_mapped(Pointer at, uint64_t size_bytes, bool accessible, bool writable = false) {
   const Pointer end = at + size_bytes;
   while (at < end) {
     const auto found = piece_of(books().mapped, at);
     if (found == books().mapped.end() || at >= found->first + found->second.size_bytes) return false;
     if (accessible && !found->second.accessible) return false;
+    if (writable && !found->second.writable) return false;
     at = found->first + found->second.size_bytes;
   }
   return true;
@@ -145,8 +148,8 @@ bool is_device(Pointer at) {
 }
 
 // Device memory must be mapped and accessible; host memory must not lie across the border of a registration.
-bool may_copy(Pointer at, uint64_t size_bytes) {
-  if (is_device(at)) return is_mapped(at, size_bytes, true);
+bool may_copy(Pointer at, uint64_t size_bytes, bool writable) {
+  if (is_device(at)) return is_mapped(at, size_bytes, true, writable);
   for (const auto &[begin, registered_bytes] : books().registered) {
     const Pointer end = begin + registered_bytes;
     const bool inside = at >= begin && at + size_bytes <= end;
@@ -399,7 +402,7 @@ API Result cuMemMap(Pointer at, std::size_t size_bytes, std::size_t offset, Poin
   if (::mmap(memory(at), size_bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, found->second.fd, 0) == MAP_FAILED) {
     return OUT_OF_MEMORY;
   }
-  books().mapped[at] = {size_bytes, false};
+  books().mapped[at] = {size_bytes, false, false};
   return SUCCESS;
 }
 
@@ -408,14 +411,25 @@ API Result cuMemSetAccess(Pointer at, std::size_t size_bytes, const AccessDescri
   if (const Result result = planned("cuMemSetAccess")) return result;
   if (count == 0 || !is_whole(at, size_bytes)) return INVALID_VALUE;
   books().accessors.clear();
+  const int flags = access[0].flags;
   for (std::size_t i = 0; i < count; ++i) {
-    const bool known = access[i].location_type == 1 && access[i].flags == 3 && access[i].location_id < DEVICES;
+    const bool known = access[i].location_type == 1 && access[i].location_id < DEVICES && access[i].flags == flags &&
+                       (flags == READ || flags == READ_AND_WRITE);
     if (!known || !books().accessors.insert(access[i].location_id).second) return INVALID_VALUE;
   }
-  ::mprotect(memory(at), size_bytes, PROT_READ | PROT_WRITE);
+  const bool writable = flags == READ_AND_WRITE;
+  ::mprotect(memory(at), size_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ);
   for (auto one = books().mapped.find(at); one != books().mapped.end() && one->first < at + size_bytes; ++one) {
     one->second.accessible = true;
+    one->second.writable = writable;
   }
+  return SUCCESS;
+}
+
+API Result cuMemGetAccess(unsigned long long *flags, const void *, Pointer at) {
+  const Lock lock(books().mutex);
+  if (!is_mapped(at, 1, true)) return INVALID_VALUE;
+  *flags = is_mapped(at, 1, true, true) ? READ_AND_WRITE : READ;
   return SUCCESS;
 }
 
@@ -549,7 +563,7 @@ API Result cuMemcpyAsync(Pointer to, Pointer from, std::size_t size_bytes, Strea
   const Lock lock(books().mutex);
   if (const Result result = planned("cuMemcpyAsync")) return result;
   if (!is_current()) return INVALID_CONTEXT;
-  if (!may_copy(to, size_bytes) || !may_copy(from, size_bytes)) return INVALID_VALUE;
+  if (!may_copy(to, size_bytes, true) || !may_copy(from, size_bytes, false)) return INVALID_VALUE;
   stream->work.push_back([=] { std::memcpy(memory(to), memory(from), size_bytes); });
   return SUCCESS;
 }
@@ -558,7 +572,7 @@ API Result cuMemsetD8Async(Pointer at, unsigned char value, std::size_t size_byt
   const Lock lock(books().mutex);
   if (const Result result = planned("cuMemsetD8Async")) return result;
   if (!is_current()) return INVALID_CONTEXT;
-  if (!is_device(at) || !may_copy(at, size_bytes)) return INVALID_VALUE;
+  if (!is_device(at) || !may_copy(at, size_bytes, true)) return INVALID_VALUE;
   stream->work.push_back([=] { std::memset(memory(at), value, size_bytes); });
   return SUCCESS;
 }

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <memory>
 
@@ -16,6 +17,8 @@ class FrameSource {
   virtual ~FrameSource() = default;
   // A new frame that reads as zero, known by its fd alone.
   virtual vrb::Fd make(uint64_t size_bytes) = 0;
+  // Whether what is mapped there may be written to; what is there stays.
+  virtual bool is_writable(void *address) = 0;
 };
 
 class MemfdSource final : public FrameSource {
@@ -24,6 +27,14 @@ class MemfdSource final : public FrameSource {
     vrb::Fd fd(::memfd_create("test-frame", MFD_CLOEXEC));
     CHECK(fd && ::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) == 0);
     return fd;
+  }
+
+  // Asks the kernel, so a fault is an answer.
+  bool is_writable(void *address) override {
+    int ends[2];
+    CHECK(::pipe(ends) == 0);
+    const vrb::Fd out(ends[0]), in(ends[1]);
+    return ::write(in.get(), address, 1) == 1 && ::read(out.get(), address, 1) == 1;
   }
 };
 
@@ -43,7 +54,20 @@ class CudaSource final : public FrameSource {
     return vrb::Fd(fd);
   }
 
+  bool is_writable(void *address) override {
+    const vrb::cuda::Driver &driver = vrb::cuda::load_driver();
+    const Location location{vrb::cuda::LOCATION_TYPE_DEVICE, 0};
+    unsigned long long flags = 0;
+    must(driver.attempt(get_access_, &flags, &location, reinterpret_cast<uintptr_t>(address)));
+    CHECK(flags == vrb::cuda::ACCESS_READ || flags == vrb::cuda::ACCESS_READWRITE);
+    return flags == vrb::cuda::ACCESS_READWRITE;
+  }
+
  private:
+  struct Location {
+    int type;
+    int id;
+  };
   struct Property {
     int type;
     int handle_types;
@@ -58,6 +82,8 @@ class CudaSource final : public FrameSource {
                                                                                                    "cuMemCreate"};
   vrb::cuda::Call<void *, vrb::cuda::Handle, int, unsigned long long> export_{library_,
                                                                               "cuMemExportToShareableHandle"};
+  vrb::cuda::Call<unsigned long long *, const Location *, vrb::cuda::DevicePointer> get_access_{library_,
+                                                                                                "cuMemGetAccess"};
 };
 
 }  // namespace test

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.process.daemon.conftest import StartDaemon
-from tests.process.daemon.harness import MIB, Daemon, typed_errors
+from tests.process.daemon.harness import DEADLINE_S, MIB, Daemon, typed_errors
 from tests.process.daemon.raw_client import DROP, KEEP, ZERO, Refused
 from vrambroker.broker.adapters import records
+from vrambroker.broker.core.errors import UnknownSession
 from vrambroker.v1 import broker_pb2 as v1
 
 CAPACITY_BYTES = 64 * MIB
@@ -218,3 +219,45 @@ def test_every_policy_survives_a_pause_nobody_needed(shared: Daemon, contents: i
     client.pause("x")
     assert client.resume("x") == {"x": True}
     assert client.intact(lease, 5)
+
+
+@pytest.mark.parametrize("plane", ["handle", "grpc"])
+def test_a_sealed_lease_is_parked_once_and_asked_for_on_either_plane(shared: Daemon, plane: str) -> None:
+    client, stub = shared.client("trainer"), shared.operator.stub
+    metadata = (("vrambroker-token-bin", client.token),)
+    lease = client.lease("weights", 4 * MIB)
+    client.fill(lease, 1)
+    for _ in range(2):
+        if plane == "handle":
+            client.ask(lambda number: records.Seal(request=number, tags=("weights",)))
+        else:
+            stub.Seal(v1.SealRequest(request_id="s", tags=["weights"]), timeout=DEADLINE_S, metadata=metadata)
+    for _ in range(3):
+        client.pause("weights", release=True)
+        client.resume("weights", timeout_ms=10_000)
+        assert client.intact(lease, 1)
+    parks = [
+        bool(slot.flags & records.SLOT_PARK)
+        for record in client.seen
+        if isinstance(record, records.Recall)
+        for slot in record.slots
+    ]
+    assert parks == [True] * (len(parks) // 3) + [False] * (2 * len(parks) // 3)
+    (tag,) = shared.operator.status().sessions[0].tags
+    assert (tag.sealed, tag.state, tag.host_bytes) == (True, v1.LEASE_STATE_RESIDENT, 4 * MIB)
+    if plane == "handle":
+        client.ask(lambda number: records.Unseal(request=number, tags=("weights",)))
+    else:
+        stub.Unseal(v1.UnsealRequest(request_id="u", tags=["weights"]), timeout=DEADLINE_S, metadata=metadata)
+    (tag,) = shared.operator.status().sessions[0].tags
+    assert (tag.sealed, tag.host_bytes) == (False, 0)
+
+
+def test_only_the_process_itself_seals(shared: Daemon) -> None:
+    client, operator = shared.client("trainer"), shared.operator
+    client.lease("weights", 2 * MIB)
+    with pytest.raises(UnknownSession), typed_errors():
+        request = v1.SealRequest(request_id="s", tags=["weights"])
+        operator.stub.Seal(request, timeout=DEADLINE_S, metadata=operator.metadata)
+    with pytest.raises(Refused, match="UnknownTag"):
+        client.ask(lambda number: records.Seal(request=number, tags=("nothing",)))

@@ -285,6 +285,12 @@ class Desk:
     ) -> Answer | None:
         return self.answer(ev.Enter(call=self.call(actor or peer(99), request), phase=phase, deadline=deadline))
 
+    def seal(self, session: SessionId, *tags: str, actor: ev.Peer | None = None) -> Answer | None:
+        return self.answer(ev.Seal(call=self.call(actor or self.peers[session]), session=session, tags=tags))
+
+    def unseal(self, session: SessionId, *tags: str, actor: ev.Peer | None = None) -> Answer | None:
+        return self.answer(ev.Unseal(call=self.call(actor or self.peers[session]), session=session, tags=tags))
+
     def give(self, session: SessionId, lease: LeaseId, slots: Iterable[int] = ()) -> Answer | None:
         named = tuple(SlotId(slot) for slot in slots)
         return self.answer(ev.Return(call=self.call(self.peers[session]), session=session, lease=lease, slots=named))

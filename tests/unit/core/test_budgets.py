@@ -7,7 +7,7 @@ from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.effects import BudgetState
 from vrambroker.broker.core.errors import InvalidArgument, NotOwner, QuotaExceeded
-from vrambroker.broker.core.ids import SessionId
+from vrambroker.broker.core.ids import CallId, SessionId
 
 DROP = ev.Contents.DROP
 
@@ -86,7 +86,7 @@ def test_who_waits_is_held_to_it_when_its_turn_comes() -> None:
         desk.pause(session, tag, release=True)
     desk.lease(other, "x", 8)
     budget(desk, session, hard=4)
-    calls = []
+    calls: list[CallId] = []
     for tag in ("a", "b"):
         assert desk.resume(session, tag) is None
         calls.append(desk.last_call)

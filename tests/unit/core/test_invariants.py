@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.core.desk import Desk, peer
+from tests.unit.core.desk import HOME, Desk, peer
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import InvariantViolation
-from vrambroker.broker.core.ids import CallId, Domain, TicketId
+from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.ids import CallId, Domain, LeaseId, TicketId
 from vrambroker.broker.core.invariants import check
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
@@ -148,6 +149,25 @@ def grow_paused(book: Book) -> None:
     lease(book, "idle").growing[TicketId(1)] = None
 
 
+def keep_a_copy(book: Book) -> None:
+    copied = slot(book, "resident")
+    lease(book, "resident").place(copied, book.arena.take(HOME, copied.size_bytes, LeaseId(1), copied.slot))
+
+
+def grow_sealed(book: Book) -> None:
+    lease(book, "resident").sealed = True
+    lease(book, "resident").growing[TicketId(1)] = None
+
+
+def seal_the_dropped(book: Book) -> None:
+    lease(book, "resident").sealed = True
+    lease(book, "resident").contents = Contents.DROP
+
+
+def miscount_doubled(book: Book) -> None:
+    lease(book, "resident").doubled_bytes += 1
+
+
 def outgrow_budget(book: Book) -> None:
     book.arena.budget_bytes = 1
 
@@ -176,6 +196,10 @@ TAMPERED: list[tuple[Callable[[Book], None], str]] = [
     (lose_call, "each call waits for something"),
     (lose_lock, "tickets and leases agree"),
     (grow_paused, "does not grow|idle leases"),
+    (keep_a_copy, "kept contents have a place"),
+    (grow_sealed, "a sealed lease does not grow"),
+    (seal_the_dropped, "only kept contents are sealed|what a session may have to park"),
+    (miscount_doubled, "counters tell the truth"),
     (outgrow_budget, "within its budget"),
     (overfill_pool, "the pool keeps to its size"),
 ]

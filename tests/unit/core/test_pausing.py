@@ -361,6 +361,37 @@ class TestOrder:
         assert len(desk.sent(ef.SendPauseCancelled)) == 1
         assert desk.broker.next_deadline() is None
 
+    def test_its_time_runs_out_and_the_callback_is_named(self) -> None:
+        desk, session = self.ordered(deadline=Instant(500))
+        desk.do(ev.Calling(session=session, order=order_of(desk), tag="w", callback="Engine.drain\x1b"))
+        desk.at(500)
+        refused = desk.answers[desk.last_call]
+        assert isinstance(refused, NotQuiescent)
+        assert (refused.session, refused.tag, refused.scope) == ("trainer", "w", "Engine.drain?")
+        assert "callback 'Engine.drain?'" in refused.message
+
+    def test_a_scope_that_is_reported_after_the_callback_is_what_keeps_it_waiting(self) -> None:
+        desk, session = self.ordered(deadline=Instant(500))
+        desk.do(ev.Calling(session=session, order=order_of(desk), tag="w", callback="drain"))
+        desk.do(ev.StillBusy(session=session, order=order_of(desk), tag="w", scope="step"))
+        desk.at(500)
+        refused = desk.answers[desk.last_call]
+        assert isinstance(refused, NotQuiescent)
+        assert "scope 'step'" in refused.message
+
+    @pytest.mark.parametrize(("why", "told"), [("a batch is running", "a batch is running"), ("", "no reason given")])
+    def test_the_application_declines_and_says_why(self, why: str, told: str) -> None:
+        desk, session = self.ordered()
+        desk.do(ev.Declined(session=session, order=order_of(desk), tag="w", callback="drain", why=why))
+        refused = desk.answers[desk.last_call]
+        assert isinstance(refused, NotQuiescent)
+        assert (refused.session, refused.tag, refused.scope) == ("trainer", "w", "drain")
+        assert told in refused.message
+        assert "trainer/w" in refused.message
+        assert not desk.sent(ef.SendPauseCancelled), "its gates are open"
+        assert not any(lease.paused for lease in desk.broker.snapshot().sessions[0].leases if lease.tag == "w")
+        desk.do(ev.Declined(session=session, order=order_of(desk), tag="w", callback="drain", why=why))
+
     def test_a_late_quiet_is_told_that_the_order_is_void(self) -> None:
         desk, session = self.ordered(deadline=Instant(500))
         desk.at(500)

@@ -20,6 +20,8 @@ from vrambroker.broker.core.events import (
     Peer,
     Resume,
     Return,
+    Seal,
+    Unseal,
 )
 from vrambroker.broker.core.ids import CallId, ConnectionId, Instant, LeaseId, RequestId, SessionId, SlotId
 from vrambroker.broker.core.requests import MutatingCall, Progress, Remembered, Requests, fingerprint
@@ -174,6 +176,8 @@ CHANGES = [
         Resume(call=ONE, session=SessionId(1), tags=("a", "b"), wait=False, deadline=NOW),
         {"session": 2, "tags": ("ab",), "wait": True},
     ),
+    (Seal(call=ONE, session=SessionId(1), tags=("a", "b")), {"session": 2, "tags": ("ab",)}),
+    (Unseal(call=ONE, session=SessionId(1), tags=("a", "b")), {"session": 2, "tags": ("ab",)}),
     (Mark(call=ONE, label="a"), {"label": "b"}),
 ]
 EVERY_TRY = {"call": call(2, "a"), "deadline": LATER, "token": b"2", "connection": None}
