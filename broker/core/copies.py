@@ -47,12 +47,12 @@ def _try_without(arena: Arena, domain: Domain, need: Mapping[int, int], extents:
     """Put copies back into the arena until the need fits; returns them, or nothing, and nothing has changed."""
     given: dict[Extent, Use] = {}
     roomier = arena.roomier
-    short_bytes = bytes_of(need) - arena.free_bytes(domain)
+    needed_bytes = bytes_of(need)
     for extent in extents:
         given[extent] = arena.files[extent.file].uses[extent.offset_bytes]
         arena.give(extent)
-        short_bytes -= extent.size_bytes
-        if short_bytes <= 0 and arena.room_for(domain, need) is not None:
+        # Of another's file the last copy brings all of the file.
+        if arena.free_bytes(domain) >= needed_bytes and arena.room_for(domain, need) is not None:
             _take_back_the_needless(arena, domain, need, given)
             return given
     for extent, use in given.items():

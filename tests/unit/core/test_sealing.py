@@ -286,3 +286,17 @@ def test_a_slot_that_is_returned_takes_its_copy_along_and_a_dead_ones_is_wiped()
     assert len(desk.waiting("punch")) == 2
     desk.let_go("punch")
     assert desk.broker.snapshot().host_used_bytes == 0
+
+
+def test_the_last_copy_in_the_file_of_another_domain_brings_all_of_the_file() -> None:
+    desk = Desk(limits(capacity=8, budget=6, file=4))
+    one, two = desk.attach(ONE), desk.attach(peer(2, domain=Domain("away")))
+    copied = desk.lease(one, "weights", 1)
+    desk.lease(one, "optimizer", 3)
+    assert desk.seal(one, "weights") == ef.Done()
+    desk.pause(one, "weights", "optimizer", release=True)
+    desk.resume(one, "weights", "optimizer")
+    assert host(desk, copied) == 1
+    desk.lease(two, "params", 4)
+    assert isinstance(desk.pause(two, "params"), ef.Paused)
+    assert host(desk, copied) == 0
