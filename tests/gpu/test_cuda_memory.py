@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportArgumentType=false
 # mypy: disable-error-code="no-untyped-call, arg-type"
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -49,6 +50,8 @@ memory.close()
 def memory(broker: "RunningBroker") -> Iterator[Memory]:
     with connect("test") as attached:
         yield attached
+        # What a caught error's traceback keeps alive goes now.
+        gc.collect()
     torch.cuda.empty_cache()
 
 
@@ -402,6 +405,7 @@ def test_out_of_memory_is_torchs_own_error_and_names_the_holders(memory: Memory,
 
 def test_a_full_cache_of_torch_is_emptied_on_entry(memory: Memory) -> None:
     free, _ = torch.cuda.mem_get_info()
+    alive = torch.cuda.memory_allocated()
     hog = torch.empty(free - 4 * GIB, dtype=torch.uint8, device="cuda")
     del hog
     assert torch.cuda.memory_reserved() > free - 5 * GIB
@@ -410,7 +414,7 @@ def test_a_full_cache_of_torch_is_emptied_on_entry(memory: Memory) -> None:
         reserved = torch.cuda.memory_reserved()
         with memory.region("cache", contents="drop"):
             small = torch.ones(GIB, dtype=torch.uint8, device="cuda")
-    assert reserved < 8 * GIB
+    assert reserved - alive < 8 * GIB
     assert int(big[:: 1 << 20].sum()) + int(small[:: 1 << 20].sum()) == 7 * 1024
 
 
