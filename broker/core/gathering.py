@@ -125,7 +125,7 @@ def still_busy(book: Book, event: StillBusy) -> bool:
     """Note which scope keeps an order waiting."""
     order = _order_about(book, event)
     if order is not None and event.tag in order.asked:
-        order.busy_tag, order.busy_scope = event.tag, printable(event.scope)
+        order.busy_tag, order.busy_scope, order.busy_callback = event.tag, printable(event.scope), ""
     return order is not None
 
 
@@ -133,7 +133,7 @@ def calling(book: Book, event: Calling) -> bool:
     """Note which callback keeps an order waiting."""
     order = _order_about(book, event)
     if order is not None and event.tag in order.asked:
-        order.busy_tag, order.busy_scope = event.tag, printable(event.callback)
+        order.busy_tag, order.busy_scope, order.busy_callback = event.tag, "", printable(event.callback)
     return order is not None
 
 
@@ -189,9 +189,9 @@ def too_late(book: Book, handover: Handover, leases: list[Lease]) -> BrokerError
         holders = tuple(book.holder(lease, lease.device_bytes) for lease in leases)
         return WaitExpired(message=message, holders=holders)
     orders = (handover.order_for(lease.session, lease.tag) for lease in open_)
-    named = next((order for order in orders if order is not None and order.busy_scope), None)
+    named = next((order for order in orders if order is not None and order.busy_tag), None)
     if named is not None:
-        session, tag, scope = book.name_of(named.session), named.busy_tag, named.busy_scope
+        session, tag, scope = book.name_of(named.session), named.busy_tag, named.busy_scope or named.busy_callback
     else:
         session, tag, scope = book.name_of(open_[0].session), open_[0].tag, ""
     return NotQuiescent(message=message, session=session, tag=tag, scope=scope)
@@ -205,6 +205,8 @@ def _reasons(book: Book, handover: Handover, leases: list[Lease]) -> Iterator[st
             yield f"{label} has no scopes, and its owner did not pause it"
         elif order.busy_scope and order.busy_tag == lease.tag:
             yield f"{label} is in use by the scope {order.busy_scope!r}"
+        elif order.busy_callback and order.busy_tag == lease.tag:
+            yield f"{label} was not brought to rest in time by its callback {order.busy_callback!r}"
         else:
             yield f"{label} was not said to be quiet"
 

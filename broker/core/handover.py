@@ -37,6 +37,7 @@ class GateOrder:
     closed: bool = False
     busy_tag: str = ""
     busy_scope: str = ""
+    busy_callback: str = ""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

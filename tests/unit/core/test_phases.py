@@ -210,6 +210,34 @@ class TestQuiet:
         assert {one.order for one in cancelled} == {first.order, second.order}, "the gates are opened again"
         assert not pair.desk.sent(ef.SendLeaseState)[3:]
 
+    def test_a_callback_that_takes_too_long_is_named(self) -> None:
+        pair, judge, _ = self.three()
+        first, second = pair.orders()
+        pair.desk.do(ev.Quiet(session=pair.trainer, order=first.order))
+        pair.desk.do(ev.Calling(session=judge, order=second.order, tag="weights", callback="drain"))
+        pair.desk.at(500)
+        refused = pair.desk.answers[pair.desk.last_call]
+        assert isinstance(refused, NotQuiescent)
+        assert (refused.session, refused.tag, refused.scope) == ("judge", "weights", "drain")
+        assert "judge/weights was not brought to rest in time by its callback 'drain'" in refused.message
+
+    def test_an_application_that_declines_ends_it_at_once_and_nothing_has_changed(self) -> None:
+        pair, judge, _ = self.three()
+        first, second = pair.orders()
+        before = pair.desk.broker.snapshot().sessions
+        declined = ev.Declined(session=judge, order=second.order, tag="weights", callback="drain", why="in an episode")
+        pair.desk.do(ev.Declined(session=pair.trainer, order=second.order, tag="weights", callback="x", why="not mine"))
+        assert pair.desk.last_call not in pair.desk.answers
+        pair.desk.do(declined)
+        refused = pair.desk.answers[pair.desk.last_call]
+        assert isinstance(refused, NotQuiescent)
+        assert (refused.session, refused.tag, refused.scope) == ("judge", "weights", "drain")
+        assert "judge/weights is not to be paused now: in an episode (its callback 'drain')" in refused.message
+        assert pair.desk.broker.snapshot().sessions == before
+        assert pair.desk.broker.snapshot().entering == ""
+        assert [one.order for one in pair.desk.sent(ef.SendPauseCancelled)] == [first.order]
+        pair.desk.do(declined)
+
     def test_a_session_without_scopes_pauses_itself(self) -> None:
         pair, judge, _ = self.three()
         first, second = pair.orders()
