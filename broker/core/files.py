@@ -60,15 +60,16 @@ def _offer(book: Book, session: Session, file: ArenaFile) -> None:
     book.emit(OfferArenaFile(session=session.session, file=file.file))
 
 
-def place(book: Book, domain: Domain, leases: list[Lease]) -> list[Lease] | None:
+def place(book: Book, domain: Domain, leases: list[Lease], *, beside: Iterable[Lease] = ()) -> list[Lease] | None:
     """Set extents aside for all contents of these leases that must be kept; returns the leases that got some, or None
-    (and nothing has changed) if they don't fit.
+    (and nothing has changed) if they don't fit. `beside`: others that are about to be paused as well, so that what is
+    set aside for them, and copied of them, stays.
     """
     unplaced = [(lease, slot) for lease in leases for slot in lease.unplaced()]
     need: dict[int, int] = {}
     for _, slot in unplaced:
         need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
-    if not _make_room(book, domain, need, leases):
+    if not _make_room(book, domain, need, [*leases, *beside]):
         return None
     for lease, slot in unplaced:
         lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))

@@ -115,7 +115,7 @@ def _place(book: Book, leases: list[Lease]) -> OutOfHostMemory | None:
     for lease in leases:
         by_domain.setdefault(lease.domain, []).append(lease)
     for domain, these in by_domain.items():
-        found = files.place(book, domain, these)
+        found = files.place(book, domain, these, beside=leases)
         if found is None:
             for lease in placed:
                 files.unplace(book, lease)

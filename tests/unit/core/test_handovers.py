@@ -356,3 +356,13 @@ def test_what_is_set_aside_is_for_what_comes() -> None:
     assert isinstance(pair.desk.hold(judge, 4), ef.Held)
     pair.desk.set_plan({"all": ("*/*",)})
     assert isinstance(pair.desk.enter("all"), OutOfDeviceMemory), "what others have set aside is theirs"
+
+
+def test_what_is_set_aside_for_one_domain_is_no_copy_to_spare_for_another() -> None:
+    desk = Desk(limits(capacity=16, budget=6, file=4), scoped=True)
+    trainer, judge = desk.attach(peer(1), "trainer"), desk.attach(peer(2, domain=Domain("away")), "judge")
+    grads, weights = desk.lease(trainer, "grads", 1), desk.lease(judge, "weights", 4)
+    assert desk.seal(trainer, "grads") == ef.Done()
+    desk.set_plan({"train": ("trainer/*", "judge/*"), "idle": ("nobody/*",)})
+    assert isinstance(desk.enter("idle"), OutOfHostMemory)
+    assert [(desk.view(lease).paused, desk.view(lease).host_bytes) for lease in (grads, weights)] == [(False, 0)] * 2
