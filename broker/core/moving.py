@@ -65,7 +65,9 @@ def begin_step(book: Book, handover: Handover, leases: list[Lease]) -> None:
         return
     gathering.forget_paused(book, handover)
     come = coming(book, handover.phase)
-    asked = {lease for number in handover.tickets.values() for lease in book.tickets[number].leases}
+    # A part of the step before is gone if its session is.
+    tickets = (book.tickets[number] for number in handover.tickets.values() if number in book.tickets)
+    asked = {lease for ticket in tickets for lease in ticket.leases}
     fresh = [lease for lease in (kept(come) if first_of_two else come) if lease.lease not in asked]
     files.rehouse(book)
     for part in _parts(book, fresh):

@@ -15,7 +15,7 @@ from vrambroker.broker.core.errors import (
     QuotaExceeded,
     WaitExpired,
 )
-from vrambroker.broker.core.ids import CallId, Domain, Instant, SessionId, TicketId
+from vrambroker.broker.core.ids import CallId, ConnectionId, Domain, Instant, SessionId, TicketId
 from vrambroker.broker.core.phase import Order
 
 LATER = Instant(10_000)
@@ -366,3 +366,23 @@ def test_what_is_set_aside_for_one_domain_is_no_copy_to_spare_for_another() -> N
     desk.set_plan({"train": ("trainer/*", "judge/*"), "idle": ("nobody/*",)})
     assert isinstance(desk.enter("idle"), OutOfHostMemory)
     assert [(desk.view(lease).paused, desk.view(lease).host_bytes) for lease in (grads, weights)] == [(False, 0)] * 2
+
+
+def test_a_session_that_goes_between_the_two_steps_of_a_handover_is_no_failure() -> None:
+    pair = Pair(order=Order.HOST, scoped=False)
+    pair.desk.held_back.add("arrive")
+    assert pair.desk.enter("generate", deadline=LATER) is None
+    call = pair.desk.last_call
+    (order,) = pair.orders()
+    pair.desk.do(ev.Quiet(session=pair.trainer, order=order.order))
+    pair.desk.do(ev.ConnectionLost(session=pair.trainer, connection=ConnectionId(1001)))
+    again = ev.Reattach(call=pair.desk.call(peer(1)), session=pair.trainer, connection=ConnectionId(7))
+    pair.desk.do(again)
+    pair.desk.let_go("arrive")
+    assert call not in pair.desk.answers, "what leaves in the second step may be in use again"
+    pair.desk.do(ev.Detach(call=pair.desk.call(peer(2)), session=pair.rollout))
+    pair.desk.do(ev.Quiet(session=pair.trainer, order=order.order))
+    entered = pair.desk.answers[call]
+    assert isinstance(entered, ef.Entered)
+    assert [one.tag for one in entered.paused] == ["params"]
+    assert not entered.resumed
