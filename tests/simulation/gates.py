@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tests.simulation.machine import require
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
-from vrambroker.broker.core.ids import LeaseId, OrderId, SessionId
+from vrambroker.broker.core.ids import ConnectionId, LeaseId, OrderId, SessionId
 
 
 class Gates:
@@ -17,6 +17,7 @@ class Gates:
 
     def __init__(self) -> None:
         self.paused = 0
+        self._connections: dict[SessionId, ConnectionId | None] = {}
         self._orders: dict[OrderId, ef.SendPauseOrder] = {}
         self._closed: dict[tuple[SessionId, str], set[OrderId]] = {}
 
@@ -26,8 +27,14 @@ class Gates:
                 asked = self._orders[order]
                 for tag in asked.tags if asked.session == session else ():
                     self._closed.setdefault((session, tag), set()).add(order)
-            case ev.ConnectionLost(session=session):
-                self._distrust(session)
+            case ev.ConnectionLost(session=session, connection=connection):
+                # One that another has taken the place of is no loss.
+                if self._connections.get(session) == connection:
+                    self._distrust(session)
+            case ev.Attach(connection=connection) | ev.Reattach(connection=connection):
+                attached = (one.outcome for one in effects if isinstance(one, ef.Reply))
+                sessions = (one.session for one in attached if isinstance(one, ef.Attached))
+                self._connections.update(dict.fromkeys(sessions, connection))
             case _:
                 pass
         told = [one for one in effects if isinstance(one, ef.SendLeaseState)]
