@@ -31,6 +31,8 @@ def _worker(daemon: Daemon) -> tuple[RawClient, dict[str, int]]:
     leases = {tag: client.lease(tag, 4 * MIB) for tag in ("used", "idle", "parked")}
     client.pause("idle")
     client.pause("parked", release=True)
+    # Its frames are held until it is proven that nobody reaches them; that is no later call's doing.
+    daemon.wait_for_status(lambda status: status.device.held_bytes == 0)
     return client, leases
 
 

@@ -15,7 +15,6 @@ from vrambroker.broker.core.errors import (
     UnknownTicket,
 )
 from vrambroker.broker.core.ids import CallId, Instant, SessionId, TicketId
-from vrambroker.broker.core.ticket import Queue
 
 DROP = ev.Contents.DROP
 
@@ -164,11 +163,6 @@ def test_a_client_that_dies_leaves_no_ticket_behind() -> None:
         resume(desk, who[name])
     desk.do(ev.ProcessEnded(session=who["a"]))
     assert [ticket.session for ticket in desk.queue()] == ["b"]
-
-
-def test_a_queue_knows_who_is_in_it() -> None:
-    assert TicketId(1) not in Queue(10)
-    assert len(Queue(10)) == 0
 
 
 def test_nothing_is_cancelled_that_is_not_there() -> None:
