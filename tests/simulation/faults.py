@@ -117,6 +117,7 @@ def _stale_report(world: World) -> None:
         ev.Calling(session=session, order=OrderId(88_888), tag="weights", callback="drain"),
         ev.Declined(session=session, order=OrderId(88_888), tag="weights", callback="drain", why="no"),
     ]
+    world.let_come_what_is_due()
     before = world.broker.snapshot()
     world.happen(world.chance.choice(reports))
     require(world.broker.snapshot() == before, "a stale report changes nothing")
