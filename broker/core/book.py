@@ -88,11 +88,12 @@ class Release:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Outside:
     """What is known of memory that is no lease. `used_bytes`: as last measured; `grew_at`: when it was last found to have
-    grown. `withheld_bytes`: capacity that is kept out of use for it; `refills`: the tickets that bring more of that.
-    `refused_bytes`: what the driver did not have since it was measured.
+    grown by much, from `low_bytes`. `withheld_bytes`: capacity that is kept out of use for it; `refills`: the tickets
+    that bring more of that. `refused_bytes`: what the driver did not have since it was measured.
     """
 
     used_bytes: int = 0
+    low_bytes: int = 0
     grew_at: Instant | None = None
     withheld_bytes: int = 0
     refused_bytes: int = 0

@@ -33,7 +33,7 @@ class Limits:
     `device_bytes`: what the device has for frames and all others together; unknown where nobody measures that.
     `keep_free_bytes`: how much of it is left free for others. `outside_per_session_bytes`: what a session's process
     may have outside of leases before it is taken for somebody who is no session. `eager`: when idle memory is taken
-    though nobody asks for it; `eager_ns`: for how long after what is outside has grown.
+    though nobody asks for it; `eager_ns`: for how long after what is outside has grown by an eighth of that.
     `room_ns_max`: how long capacity is kept for others at most.
     """
 
@@ -63,6 +63,6 @@ class Limits:
     keep_free_bytes: int = 0
     outside_per_session_bytes: int = 4 * GIB
     eager: Eager = Eager.AUTO
-    eager_ns: int = 5 * NS_PER_S
+    eager_ns: int = NS_PER_S
     room_ns_max: int = 600 * NS_PER_S
     rooms_per_user_max: int = 16

@@ -10,6 +10,9 @@ from vrambroker.broker.core.lending import plan_at_once, require_size
 from vrambroker.broker.core.limits import NS_PER_S
 from vrambroker.broker.core.ticket import Stage, bytes_of
 
+GROWTH_SHARE = 8
+"""What has grown by this part of what is kept free is worth being eager for; a tensor more or less is not."""
+
 
 def make_room(book: Book, event: MakeRoom) -> None:
     """Set capacity aside for nobody's session, as soon as there is any; or at once, or not at all."""
@@ -54,8 +57,10 @@ def measured(book: Book, event: OutsideMeasured) -> None:
     grown_bytes = event.used_bytes - outside.used_bytes
     outside.used_bytes, outside.refused_bytes = event.used_bytes, 0
     if grown_bytes > 0:
-        outside.grew_at = book.now
         _use_up_rooms(book, grown_bytes)
+    outside.low_bytes = min(outside.low_bytes, event.used_bytes)
+    if event.used_bytes - outside.low_bytes >= max(1, book.limits.keep_free_bytes // GROWTH_SHARE):
+        outside.grew_at, outside.low_bytes = book.now, event.used_bytes
     withheld.let_go(book)
     book.supply_grew = True
     withheld.publish(book)

@@ -112,7 +112,7 @@ def _trim_pool(book: Book) -> None:
     if pool.size_bytes <= limits.pool_bytes_max:
         book.pool_until = None
         return
-    if withheld.eager_because(book):
+    if withheld.keeps_nothing_to_spare(book):
         book.pool_until = None
     elif grew and limits.pool_ns:
         book.pool_until = Instant(book.now + limits.pool_ns)

@@ -4,16 +4,18 @@ It is known by its bytes alone, from readings. `keep_free_bytes` of the device s
 capacity is *withheld*, that is reserved as a ticket's room is, and refilled out of what is free, leaving or idle before
 anybody who waits gets any.
 
-While it grows, or is more than the sessions' own processes account for, the broker is *eager*: what is idle is taken at
-once, since who is outside can't ask for it.
+While it grows, or is more than the sessions' own processes account for, the broker is *eager*: since who is outside can't
+ask, it has idle memory leave until as much again is free. That is withheld from nobody who asks.
 """
 
 from vrambroker.broker.core import hold, recall, scheduler
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Kind
 from vrambroker.broker.core.ids import OUTSIDE, Instant, TicketId
+from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.core.scheduler import Reach
+from vrambroker.broker.core.slot import Slot
 from vrambroker.broker.core.ticket import Room, Ticket
 
 
@@ -119,14 +121,49 @@ def eager_because(book: Book) -> str:
 
 
 def press(book: Book) -> bool:
-    """While eager, have what is idle leave, unless its owner waits to have it back; tells whether anything does."""
-    reason = eager_because(book)
-    wanted = [one for one in map(book.leases.__getitem__, book.idle) if not one.comebacks] if reason else []
-    for lease in wanted:
-        recall.want_all(
-            book, lease, f"idle, its contents {lease.worth}, and memory outside of leases comes first: {reason}"
-        )
-    return bool(wanted)
+    """While eager, have what is idle leave, the cheapest first, as far as it takes; not what its owner waits to have back.
+    Tells whether anything does.
+    """
+    reason, missing_bytes = eager_because(book), _missing_bytes(book)
+    pressed = False
+    for lease in [book.leases[number] for number in book.idle] if reason and missing_bytes > 0 else []:
+        slots = _slots_to_take(lease, missing_bytes) if not lease.comebacks else []
+        if slots:
+            why = f"idle, its contents {lease.worth}, and memory outside of leases comes first: {reason}"
+            recall.want(book, lease, slots, why)
+            missing_bytes -= sum(slot.size_bytes for slot in slots)
+            pressed = True
+    return pressed
+
+
+def _slots_to_take(lease: Lease, missing_bytes: int) -> list[Slot]:
+    """Return as many of a lease's slots as bring so much, or all that may be taken."""
+    slots: list[Slot] = []
+    for slot in lease.cheapest():
+        if missing_bytes <= 0:
+            break
+        slots.append(slot)
+        missing_bytes -= slot.size_bytes
+    return slots
+
+
+def _missing_bytes(book: Book) -> int:
+    """Return how much the device lacks to have as much free, and as much again, as is kept free for others; what is on
+    its way back, or nobody's, counts as free. Where all that is idle is unwanted, everything is lacking.
+    """
+    limits, ledger = book.limits, book.ledger
+    if limits.eager is Eager.ALWAYS or limits.device_bytes is None:
+        return limits.capacity_bytes
+    free_bytes = limits.device_bytes - book.outside.used_bytes - ledger.framed_bytes
+    going_bytes = ledger.coming.size_bytes + ledger.melting.size_bytes + ledger.pool.size_bytes
+    for ticket in (one for one in book.tickets.values() if one.session == OUTSIDE):
+        going_bytes += max(0, ticket.hold.keep_bytes - ticket.hold.reserved_bytes)
+    return 2 * limits.keep_free_bytes - free_bytes - going_bytes
+
+
+def keeps_nothing_to_spare(book: Book) -> bool:
+    """Tell whether frames that nobody took are to be closed at once."""
+    return bool(eager_because(book)) and _missing_bytes(book) + book.ledger.pool.size_bytes > 0
 
 
 def publish(book: Book) -> None:

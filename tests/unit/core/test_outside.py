@@ -20,9 +20,17 @@ from vrambroker.broker.core.snapshot import Snapshot
 DROP = ev.Contents.DROP
 
 
-def shared(eager: Eager = Eager.NEVER, **others: int) -> Desk:
+def shared(eager: Eager = Eager.NEVER, *, eager_time: int = 100, per_session: int = 4, pool_time: int = 0) -> Desk:
     """A device of 10 MiB of which 8 are lent and 2 are to stay free."""
-    return Desk(limits(device=10, keep_free=2, eager=eager, **others))
+    held_to = limits(
+        device=10,
+        keep_free=2,
+        eager=eager,
+        eager_time=eager_time,
+        outside_per_session=per_session,
+        pool_time=pool_time,
+    )
+    return Desk(held_to)
 
 
 def measure(desk: Desk, used: int) -> Snapshot:
@@ -206,42 +214,76 @@ def test_there_is_a_limit_on_rooms_for_each_user() -> None:
     assert isinstance(make_room(desk, 1, uid=2), ef.Held)
 
 
-def test_while_it_grows_what_is_idle_is_taken_and_not_after() -> None:
+def test_while_it_grows_what_is_idle_leaves_as_far_as_it_takes_and_not_after() -> None:
     desk = shared(Eager.AUTO, eager_time=100)
     one = desk.attach(peer(1))
-    first = desk.lease(one, "a", 3)
-    desk.pause(one, "a")
-    assert desk.view(first).device_bytes == 3 * MIB
+    desk.lease(one, "used", 4)
+    kept, dropped = desk.lease(one, "kept", 2), desk.lease(one, "dropped", 2, DROP)
+    desk.pause(one, "kept")
+    desk.pause(one, "dropped")
     now = measure(desk, 1)
     assert "growing" in now.eager
-    assert (desk.view(first).device_bytes, desk.view(first).host_bytes // MIB) == (0, 3)
-    second = desk.lease(one, "b", 2)
-    desk.pause(one, "b")
-    assert desk.view(second).device_bytes == 0, "also what is paused meanwhile"
+    assert desk.view(dropped).device_bytes == 0, "one is withheld, and one is free beside the two that always are"
+    assert desk.view(kept).device_bytes == MIB
+    assert (now.withheld_bytes // MIB, now.free_bytes // MIB) == (1, 2)
     pass_deadline(desk)
     assert desk.broker.snapshot().eager == ""
-    third = desk.lease(one, "c", 2)
-    desk.pause(one, "c")
-    assert desk.view(third).device_bytes == 2 * MIB
-    assert measure(desk, 0).eager == ""
+    assert measure(desk, 0).eager == "", "it shrinks"
+
+
+def test_where_much_is_free_nothing_is_taken_though_it_grows() -> None:
+    desk = Desk(limits(device=20, keep_free=2, eager=Eager.AUTO))
+    one = desk.attach(peer(1))
+    lease = desk.lease(one, "a", 8)
+    desk.pause(one, "a")
+    assert "growing" in measure(desk, 8).eager
+    assert desk.view(lease).device_bytes == 8 * MIB
+    measure(desk, 9)
+    assert desk.view(lease).device_bytes == 7 * MIB
+
+
+def test_what_is_paused_while_it_is_eager_leaves_as_well() -> None:
+    desk = shared(Eager.AUTO, eager_time=100)
+    one = desk.attach(peer(1))
+    lease = desk.lease(one, "a", 7)
+    measure(desk, 1)
+    desk.pause(one, "a")
+    assert desk.view(lease).device_bytes == 5 * MIB
+
+
+def test_what_is_free_for_the_eager_is_free_for_whoever_asks() -> None:
+    desk = shared(Eager.AUTO)
+    one = desk.attach(peer(1))
+    desk.lease(one, "a", 4, DROP)
+    desk.pause(one, "a")
+    assert (measure(desk, 3).withheld_bytes // MIB, desk.free) == (3, 2)
+    desk.lease(one, "b", 5)
 
 
 def test_a_process_that_is_no_session_makes_it_eager_by_its_bytes() -> None:
-    desk = shared(Eager.AUTO, eager_time=1, outside_per_session=2)
+    desk = shared(Eager.AUTO, eager_time=1, per_session=2)
     one = desk.attach(peer(1))
     measure(desk, 2)
     desk.at(desk.now + 10)
     assert desk.broker.snapshot().eager == "", "as much as a session's own process may have"
-    lease = desk.lease(one, "a", 3)
+    lease = desk.lease(one, "a", 5)
     measure(desk, 3)
     desk.at(desk.now + 10)
     assert "more than 1 sessions' processes account for" in desk.broker.snapshot().eager
     desk.pause(one, "a")
-    assert desk.view(lease).device_bytes == 0
+    assert desk.view(lease).device_bytes == 3 * MIB
+
+
+def test_idle_memory_is_always_taken_where_that_is_configured() -> None:
+    desk = Desk(limits(eager=Eager.ALWAYS))
+    one = desk.attach(peer(1))
+    lease = desk.lease(one, "a", 4)
+    desk.pause(one, "a")
+    assert (desk.view(lease).device_bytes, desk.view(lease).host_bytes // MIB) == (0, 4)
 
 
 def test_what_its_owner_waits_for_is_not_taken_eagerly() -> None:
-    desk = Desk(limits(device=20, eager=Eager.AUTO))
+    desk = Desk(limits(device=10, keep_free=1, eager=Eager.AUTO))
     one, two = desk.attach(peer(1)), desk.attach(peer(2))
     lease = desk.lease(one, "a", 8, DROP)
     desk.pause(one, "a")
