@@ -64,6 +64,7 @@ def test_a_process_outside_grows_into_what_is_idle(
         assert status.device.withheld_bytes > 15 * GIB
         assert status.device.eager
         assert status.sessions[0].tags[0].device_bytes < (gib - 18) * GIB
+        grower.say("")
         grower.end()
         assert memory.resume("cache", timeout=20) == {"cache": False}
         assert cache.fill_(1).sum(dtype=torch.int64) == cache.numel()
@@ -86,5 +87,6 @@ def test_room_that_was_made_is_there_at_once(
             assert grower.hear() == "there"
             assert grower.ask("14") == "14 0", "no attempt failed"
         assert int(kept.sum(dtype=torch.int64)) == checked
+        grower.say("")
         grower.end()
         del cache, kept
