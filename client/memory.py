@@ -213,6 +213,29 @@ class Memory:
         named = tags or self.tags
         return self._client.resume(named, timeout_s=timeout) if named else {}
 
+    def is_paused(self, tag: str) -> bool:
+        """Whether the tag is paused, by whomever. Asks the daemon for nothing. Raises `UnknownTag`."""
+        return self._client.is_paused(tag)
+
+    def allocated_bytes(self, tag: str) -> int:
+        """Return what is allocated under a tag, paused or not; on a GPU with what torch caches of it. Raises `UnknownTag`."""
+        return self._client.allocated_bytes(tag)
+
+    def read_paused(
+        self, tensor: "torch.Tensor", *, zero_copy: bool = False, timeout: float = TIMEOUT_S
+    ) -> "torch.Tensor | None":
+        """Return what a leased, contiguous tensor of a paused tag holds, as a CPU tensor; None if its tag is not paused.
+
+        The tag's memory leaves the device first, as by `pause(release=True)`. With `zero_copy` the result lies over the
+        broker's own host memory: it is read-only (who writes to it has a SIGSEGV), and holds these contents until the tag
+        is resumed; after that it is readable still, and means nothing. It is not pinned.
+        Raises `InvalidArgument` for a tensor that is not leased or not contiguous, `WrongState` if its contents are not
+        kept, or if it was resumed meanwhile, and what `pause` does.
+        """
+        from vrambroker.client import reading
+
+        return reading.read_paused(self._client, tensor, zero_copy=zero_copy, timeout_s=timeout)
+
     def seal(self, *tags: str, timeout: float = TIMEOUT_S) -> None:
         """Make these tags' memory read-only, so that their contents provably don't change.
 

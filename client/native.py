@@ -155,7 +155,25 @@ class Stats:
     reconnects: int
 
 
+class _Place(ctypes.Structure):
+    contents: int
+    paused: int
+    tag: bytes
+
+    _fields_ = (("contents", c_uint32), ("paused", c_uint32), ("tag", c_char * 128))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Whose memory some bytes are."""
+
+    tag: str
+    contents: str
+    paused: bool
+
+
 _CONTENTS = {"keep": 1, "drop": 2, "zero": 3}
+_CONTENTS_NAMES = {number: name for name, number in _CONTENTS.items()}
 
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_connect": (c_char_p, c_char_p, c_char_p, c_char_p, c_uint32, POINTER(c_void_p), POINTER(_Error)),
@@ -182,7 +200,10 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_fill_end": (c_void_p, POINTER(_Error)),
     "vrb_is_lost": (c_void_p, c_uint32, POINTER(c_int), POINTER(_Error)),
     "vrb_tag_paused": (c_void_p, c_char_p, POINTER(c_int), POINTER(_Error)),
+    "vrb_tag_allocated": (c_void_p, c_char_p, POINTER(c_uint64), POINTER(_Error)),
     "vrb_tensor": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_find": (c_void_p, c_void_p, c_size_t, POINTER(_Place), POINTER(_Error)),
+    "vrb_parked_tensor": (c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
     "vrb_torch_hook": (c_void_p, POINTER(c_uint32), POINTER(_Error)),
     "vrb_torch_last_error": (POINTER(_Error),),
 }
@@ -320,6 +341,23 @@ class Client:
         """Free what `Lease.malloc` gave, in any state of its tag. Raises `InvalidArgument` for any other address."""
         self._call("vrb_free", address)
 
+    def find(self, address: int, size_bytes: int) -> Place:
+        """Tell whose memory this is. Raises `InvalidArgument` for what is in no allocation of this client."""
+        raw = _Place()
+        self._call("vrb_find", address, size_bytes, byref(raw))
+        return Place(tag=raw.tag.decode(), contents=_CONTENTS_NAMES[raw.contents], paused=bool(raw.paused))
+
+    def parked_tensor(self, address: int, size_bytes: int, *, timeout_s: float) -> int:
+        """Return the address of a `DLManagedTensor` over what is parked of this memory: bytes on the CPU, read-only.
+
+        Ownership: the caller's, until consumed. Raises `WrongState` if some of it has not left, or nothing is kept.
+        """
+        managed = c_void_p()
+        self._call("vrb_parked_tensor", address, size_bytes, milliseconds(timeout_s), byref(managed))
+        if managed.value is None:
+            raise RuntimeError("libvrambroker answered VRB_OK without a tensor")
+        return managed.value
+
     def pause(self, tags: Sequence[str], *, release: bool, timeout_s: float) -> None:
         self._call("vrb_pause", _labels(tags), len(tags), int(bool(release)), milliseconds(timeout_s))
 
@@ -379,6 +417,12 @@ class Client:
         paused = c_int()
         self._call("vrb_tag_paused", check_label(tag, "tag"), byref(paused))
         return bool(paused.value)
+
+    def allocated_bytes(self, tag: str) -> int:
+        """Return what is allocated under a tag, paused or not. Raises `UnknownTag`."""
+        allocated = c_uint64()
+        self._call("vrb_tag_allocated", check_label(tag, "tag"), byref(allocated))
+        return allocated.value
 
     def is_sealed(self, tag: str) -> bool:
         sealed = c_int()

@@ -43,13 +43,17 @@ def leased_storage(lease: Lease, size_bytes: int, *, timeout_s: float) -> torch.
 
 
 def _storage(lease: Lease, size_bytes: int, timeout_s: float) -> torch.UntypedStorage:
-    managed = lease.byte_tensor(size_bytes, timeout_s=timeout_s)
+    return consumed(lease.byte_tensor(size_bytes, timeout_s=timeout_s)).untyped_storage()
+
+
+def consumed(managed: int) -> torch.Tensor:
+    """Return the tensor of a `DLManagedTensor` at this address, which is its from now on, also if it raises."""
     try:
         tensor: torch.Tensor = from_dlpack(_capsule_new(managed, _CAPSULE_NAME, None))
     except BaseException:
         _delete(managed)
         raise
-    return tensor.untyped_storage()
+    return tensor
 
 
 def tensor_over(

@@ -78,6 +78,16 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
+@contextmanager
+def apart() -> Generator[None]:
+    """Have this thread's operators allocate as ever in the block, whatever region it is in."""
+    before, _depth.busy = _depth.busy, True
+    try:
+        yield
+    finally:
+        _depth.busy = before
+
+
 class RegionMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered, what this thread's operators allocate on the CPU comes from `allocate`.
 

@@ -119,6 +119,7 @@ void Agent::run() {
     handle_ready();
     mover_.take_copies();
     mover_.protect();
+    mover_.show_parked();
     orders_.review();
     bool sweep = false;
     {

@@ -1,6 +1,10 @@
 #include "arena_map.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <utility>
 
 namespace vrb {
@@ -47,6 +51,36 @@ std::optional<std::vector<ArenaMap::Piece>> ArenaMap::cut(uint64_t file, uint64_
     size_bytes -= now_bytes;
   }
   return pieces;
+}
+
+// An old size of 0 makes mremap(2) map the pages of a shared mapping a second time.
+char *ArenaMap::show(const std::vector<Part> &parts, Failure &failure) {
+  uint64_t size_bytes = 0;
+  for (const Part &part : parts) {
+    size_bytes += part.size_bytes;
+    const auto found = files_.find(part.file);
+    const bool fits = found != files_.end() && part.offset_bytes <= found->second.size_bytes &&
+                      part.size_bytes <= found->second.size_bytes - part.offset_bytes;
+    if (fits) continue;
+    failure = "arena: file " + std::to_string(part.file) + " has no such extent here";
+    return nullptr;
+  }
+  void *base = ::mmap(nullptr, size_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  bool made = base != MAP_FAILED;
+  char *at = static_cast<char *>(base);
+  for (auto part = parts.begin(); made && part != parts.end(); ++part) {
+    char *from = files_.at(part->file).address + part->offset_bytes;
+    made = ::mremap(from, 0, part->size_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at) != MAP_FAILED;
+    at += part->size_bytes;
+  }
+  made = made && ::mprotect(base, size_bytes, PROT_READ) == 0 && ::madvise(base, size_bytes, MADV_DONTFORK) == 0;
+  if (!made) {
+    failure = std::string("a view of the arena: ") + std::strerror(errno);
+    if (base != MAP_FAILED) ::munmap(base, size_bytes);
+    return nullptr;
+  }
+  for (const Part &part : parts) use(part.file);
+  return static_cast<char *>(base);
 }
 
 void ArenaMap::use(uint64_t file) { ++files_.at(file).users; }

@@ -21,6 +21,13 @@ class ArenaMap {
     uint64_t size_bytes;
   };
 
+  // A part of a file, in whole pages.
+  struct Part {
+    uint64_t file;
+    uint64_t offset_bytes;
+    uint64_t size_bytes;
+  };
+
   explicit ArenaMap(Device &device) : device_(device) {}
 
   // Maps a file; a file that is mapped already stays as it is. Ownership: takes the fd.
@@ -28,6 +35,10 @@ class ArenaMap {
 
   // Returns the pieces of an extent, registered, or nothing if there is no such extent here.
   std::optional<std::vector<Piece>> cut(uint64_t file, uint64_t offset_bytes, uint64_t size_bytes);
+
+  // Maps these parts once more, side by side and read-only; each of their files is used from then on. Returns the address,
+  // to be unmapped by whoever has it, or null with what failed.
+  char *show(const std::vector<Part> &parts, Failure &failure);
 
   // While a file is used, it stays mapped.
   void use(uint64_t file);

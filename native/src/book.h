@@ -19,6 +19,7 @@
 #include "device.h"
 #include "lease.h"
 #include "notices.h"
+#include "parked.h"
 #include "requests.h"
 
 namespace vrb {
@@ -102,6 +103,9 @@ class Book {
   std::string lost_why;
   bool closed = false;
   bool ended = false;
+  // Who asks to read what is parked, and the files of those who have done so.
+  std::vector<std::shared_ptr<ParkedView>> views_wanted;
+  std::vector<uint64_t> views_ended;
   // Sweeps that were asked for, and how many of those are over: then what had been free is on its way to the daemon.
   uint64_t sweeps_wanted = 0;
   uint64_t sweeps_done = 0;

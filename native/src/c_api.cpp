@@ -229,3 +229,11 @@ vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_
     into = client_of(client).is_paused(text_of(tag, "tag")) ? 1 : 0;
   });
 }
+
+vrb_status vrb_find(vrb_client *client, const void *pointer, size_t size, vrb_place *place, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).find(pointer, size, given(place, "place")); });
+}
+
+vrb_status vrb_tag_allocated(vrb_client *client, const char *tag, uint64_t *bytes, vrb_error *error) {
+  return guarded(error, [&] { given(bytes, "bytes") = client_of(client).allocated_bytes(text_of(tag, "tag")); });
+}

@@ -442,6 +442,13 @@ bool Client::is_paused(const std::string &tag) {
   return find_tags({tag}).front()->is_paused();
 }
 
+uint64_t Client::allocated_bytes(const std::string &tag) {
+  const Lock lock(book_.mutex);
+  uint64_t bytes = 0;
+  for (const Lease *lease : find_tags({tag}).front()->leases) bytes += lease->range.allocated_bytes();
+  return bytes;
+}
+
 void Client::seal(const std::vector<std::string> &names, uint32_t timeout_ms) {
   free_put_off();
   Lock lock(book_.mutex);

@@ -52,10 +52,18 @@ class Client {
   // Returns, per tag, whether its pages are the same as before the pause.
   std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_paused(const std::string &tag);
+  uint64_t allocated_bytes(const std::string &tag);
   // Maps the tags read-only, so that their contents are copied out once at most.
   void seal(const std::vector<std::string> &tags, uint32_t timeout_ms);
   void unseal(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_sealed(const std::string &tag);
+
+  // Whose memory this is; throws Error (InvalidArgument) if it is in no allocation of this client.
+  void find(const void *address, uint64_t size_bytes, vrb_place &place);
+  // Maps what is parked of it, read-only and in one piece. Ownership: the caller's, who gives it to `end_view`.
+  std::shared_ptr<ParkedView> view_parked(const void *address, uint64_t size_bytes, uint32_t timeout_ms);
+  void end_view(const ParkedView &view) noexcept;
+
   DlpackDevice dlpack_device() const { return device_->dlpack_device(); }
 
   // Whether there is no daemon any more that knows this session; finds out first, where that is open.

@@ -43,6 +43,19 @@ struct Owned {
   vrb_client *client;
 };
 
+struct Shown {
+  ManagedTensor managed;
+  int64_t size_bytes;
+  vrb::Client *client;
+  std::shared_ptr<vrb::ParkedView> view;
+};
+
+void drop_view(ManagedTensor *managed) {
+  const std::unique_ptr<Shown> shown(static_cast<Shown *>(managed->context));
+  // A forked child has none of it mapped.
+  if (!shown->client->is_forked()) shown->client->end_view(*shown->view);
+}
+
 void drop(ManagedTensor *managed) {
   const std::unique_ptr<Owned> owned(static_cast<Owned *>(managed->context));
   // In a forked child this does nothing, and nothing is what there is to do.
@@ -67,5 +80,27 @@ vrb_status vrb_tensor(vrb_lease *lease, size_t size, uint32_t timeout_ms, void *
     owned->managed.context = owned.get();
     owned->managed.deleter = drop;
     *dl_managed_tensor = &owned.release()->managed;
+  });
+}
+
+vrb_status vrb_parked_tensor(vrb_client *client, const void *pointer, size_t size, uint32_t timeout_ms,
+                             void **dl_managed_tensor, vrb_error *error) {
+  return vrb::guarded(error, [&] {
+    if (dl_managed_tensor == nullptr) throw vrb::invalid_argument("dl_managed_tensor is null");
+    if (size == 0) throw vrb::invalid_argument("what is read has at least one byte");
+    auto shown = std::make_unique<Shown>();
+    shown->client = &vrb::client_of(client);
+    shown->view = shown->client->view_parked(pointer, size, timeout_ms);
+    shown->size_bytes = static_cast<int64_t>(size);
+    Tensor &tensor = shown->managed.tensor;
+    // DLPack 0.x knows no read-only tensor.
+    tensor.data = const_cast<char *>(shown->view->bytes());
+    tensor.device = {vrb::DLPACK_CPU, 0};
+    tensor.dimensions = 1;
+    tensor.type = {UNSIGNED, 8, 1};
+    tensor.shape = &shown->size_bytes;
+    shown->managed.context = shown.get();
+    shown->managed.deleter = drop_view;
+    *dl_managed_tensor = &shown.release()->managed;
   });
 }

@@ -27,6 +27,12 @@ struct Lease;
 enum class Motion { none, arriving, leaving, zeroing, returning };
 
 // `fresh`: it never held anything, and is not open to allocations yet. `stale`: mapped across a pause, under `zero`.
+// The extent that a slot was copied to the last time that it left.
+struct Parked {
+  uint64_t file;
+  uint64_t offset_bytes;
+};
+
 struct Slot {
   uint64_t number;
   uint64_t offset;
@@ -36,6 +42,7 @@ struct Slot {
   bool stale = false;
   Motion motion = Motion::none;
   std::optional<RecallSlot> recall_next;  // came while it was in motion
+  std::optional<Parked> parked;           // where its contents are while it is neither mapped nor in motion
 };
 
 struct Tag {

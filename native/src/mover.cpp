@@ -308,6 +308,7 @@ Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) 
     from += piece.size_bytes;
   }
   slot.motion = Motion::leaving;
+  slot.parked = Parked{order.file, order.offset_bytes};
   submit(Copier::Direction::out, lease, slot, order.file, std::move(chunks));
   return std::nullopt;
 }

@@ -36,6 +36,9 @@ class Mover {
   // Maps what is there of tags read-only, or writable again, where a client has asked for it.
   void protect();
 
+  // Shows what is parked to those who asked to read it, and lets go of what nobody reads any more.
+  void show_parked();
+
   // Takes in what the copier has finished.
   void take_copies();
 
@@ -89,6 +92,8 @@ class Mover {
   void tell_resumed(const Tag &tag);
 
   Failure protect_slots(Lease &lease, bool writable);
+
+  Failure find_parked(const ParkedView &view, std::vector<ArenaMap::Part> &parts);
 
   std::vector<uint64_t> take_empty(Lease &lease);
   void sweep_lease(Lease &lease);

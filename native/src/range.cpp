@@ -92,6 +92,13 @@ std::optional<uint64_t> Range::allocate(uint64_t size_bytes) {
   return std::nullopt;
 }
 
+bool Range::is_allocated(uint64_t offset, uint64_t size_bytes) const {
+  auto behind = used_.upper_bound(offset);
+  if (behind == used_.begin()) return false;
+  const auto &[begin, bytes] = *--behind;
+  return offset - begin <= bytes && size_bytes <= bytes - (offset - begin);
+}
+
 std::optional<uint64_t> Range::free(uint64_t offset) {
   const auto found = used_.find(offset);
   if (found == used_.end()) return std::nullopt;

@@ -32,6 +32,8 @@ class Range {
 
   // The smallest free span that fits, lowest first. Nothing if none does.
   std::optional<uint64_t> allocate(uint64_t size_bytes);
+  // Whether one allocation holds all of these bytes.
+  bool is_allocated(uint64_t offset, uint64_t size_bytes) const;
   // Returns the bytes freed, or nothing if no allocation starts there.
   std::optional<uint64_t> free(uint64_t offset);
 

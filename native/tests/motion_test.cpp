@@ -55,6 +55,12 @@ struct Stage {
     CHECK(!is_paused(rig.client, "weights"));
   }
 
+  // Sees that the agent has read all that was sent, and has not answered but for this.
+  void is_silent() {
+    peer.send(record::PauseOrder{98, {"none"}});
+    peer.expect<record::Busy>();
+  }
+
   Peer peer;
   Rig rig;
   vrb_lease *lease = nullptr;
@@ -276,6 +282,49 @@ TEST(motion, what_is_not_kept_or_in_use_or_unknown_is_not_sealed) {
   CHECK_EQ(static_cast<int>(vrb_seal(kept.rig.client, tags, 1, 5000, nullptr)), static_cast<int>(VRB_NOT_QUIESCENT));
   CHECK_OK(exit(kept.rig.client, {"weights"}, "step"));
   CHECK(is_writable(kept.pointer));
+}
+
+namespace {
+
+// The head of a DLManagedTensor (0.x), and its deleter.
+struct Managed {
+  const char *data;
+  char between[48];
+  void (*deleter)(Managed *);
+};
+
+Managed *parked(const Stage &stage, const char *pointer, std::size_t size) {
+  void *managed = nullptr;
+  return vrb_parked_tensor(stage.rig.client, pointer, size, 5000, &managed, nullptr) == VRB_OK ? static_cast<Managed *>(managed)
+                                                                                             : nullptr;
+}
+
+}  // namespace
+
+TEST(motion, what_is_parked_is_read_in_one_piece_and_keeps_its_file) {
+  Stage stage;
+  CHECK(parked(stage, stage.pointer, 10) == nullptr);
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, SLOT_PARK, 9, 3 * MIB}});
+  stage.expect_left({4, 5});
+  CHECK(parked(stage, stage.pointer + FRAME, FRAME + 1) == nullptr);
+  stage.peer.recall(3, {{6, SLOT_PARK, 9, 8 * MIB}});
+  stage.expect_left({6});
+  vrb_place place{};
+  CHECK(vrb_find(stage.rig.client, stage.pointer + FRAME, 2 * FRAME, &place, nullptr) == VRB_OK);
+  CHECK(std::string(place.tag) == "weights" && place.contents == VRB_KEEP && place.paused == 1);
+  CHECK(vrb_find(stage.rig.client, stage.pointer + FRAME, 2 * FRAME + 1, &place, nullptr) == VRB_INVALID);
+  CHECK(vrb_find(stage.rig.client, stage.pointer + 3 * FRAME, 1, &place, nullptr) == VRB_INVALID);
+  Managed *all = parked(stage, stage.pointer + 100, 3 * FRAME - 100);
+  CHECK(all != nullptr && !is_writable(const_cast<char *>(all->data)));
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK_EQ(text(all->data + i * FRAME, 2), std::string(2, static_cast<char>('a' + i)));
+    CHECK_EQ(text(all->data + (i + 1) * FRAME - 102, 2), std::string(2, static_cast<char>('a' + i)));
+  }
+  stage.peer.send(record::ArenaGone{1, 9});
+  stage.is_silent();
+  all->deleter(all);
+  CHECK_EQ(stage.peer.expect<record::Taken>().batch, uint64_t{1});
 }
 
 TEST(motion, a_free_in_mid_recall_waits_for_its_end) {

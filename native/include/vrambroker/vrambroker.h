@@ -174,10 +174,31 @@ VRB_API vrb_status vrb_is_lost(vrb_client *client, uint32_t timeout_ms, int *los
 /* paused: 1 if the tag is paused (by whomever). Unknown tags answer VRB_UNKNOWN_TAG. */
 VRB_API vrb_status vrb_tag_paused(vrb_client *client, const char *tag, int *paused, vrb_error *error);
 
+/* bytes: what is allocated under the tag, paused or not. Unknown tags answer VRB_UNKNOWN_TAG. */
+VRB_API vrb_status vrb_tag_allocated(vrb_client *client, const char *tag, uint64_t *bytes, vrb_error *error);
+
 /* DLPack: a byte tensor over a new allocation, as a DLManagedTensor* (version 0.x layout) whose deleter frees it
  * natively. Ownership: the caller's, until it is consumed. */
 VRB_API vrb_status vrb_tensor(vrb_lease *lease, size_t size, uint32_t timeout_ms, void **dl_managed_tensor,
                               vrb_error *error);
+
+/* Where memory is leased. */
+typedef struct vrb_place {
+  uint32_t contents; /* vrb_contents */
+  uint32_t paused;   /* 1 if its tag is paused */
+  char tag[128];
+} vrb_place;
+
+/* Tell whose memory these bytes are. VRB_INVALID where they are not in one allocation of this client. */
+VRB_API vrb_status vrb_find(vrb_client *client, const void *pointer, size_t size, vrb_place *place, vrb_error *error);
+
+/* What is parked of leased memory, to be read: a DLManagedTensor* of bytes on the CPU, over the arena's own pages and
+ * read-only (who writes to it has a SIGSEGV). All of it must have left the device: VRB_WRONG_STATE unless it was paused and
+ * released, and under contents that are not kept. It holds these contents until its tag is resumed; later it is still
+ * readable, with whatever the arena has there by then. Ownership: the caller's, until it is consumed; a view keeps the
+ * arena's file. */
+VRB_API vrb_status vrb_parked_tensor(vrb_client *client, const void *pointer, size_t size, uint32_t timeout_ms,
+                                     void **dl_managed_tensor, vrb_error *error);
 
 /* Hooks of torch.cuda.memory.CUDAPluggableAllocator. A lease has one of the malloc hooks vrb_torch_malloc_00 to
  * vrb_torch_malloc_ff for good, by this number; its allocations come from that lease, in any thread. InvalidArgument when
