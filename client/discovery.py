@@ -18,6 +18,7 @@ from vrambroker.broker.core.errors import BrokerUnavailable, InvalidArgument
 
 NUMBER_DIGITS_MAX = 18
 RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
+DEVICE_VARIABLE = "VRAMBROKER_DEVICE"
 HANDLE_SOCKET = "handles.sock"
 RPC_SOCKET = "rpc.sock"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
@@ -71,10 +72,13 @@ def endpoints() -> tuple[Endpoint, ...]:
 def find(device: str | None = None) -> Endpoint:
     """Return the broker of `device`: `host` (= `host:0`), `host:N`, `cuda`, `cuda:N` or the UUID of a GPU or a part of one.
 
-    None means the only one there; if there are several, that of torch's current CUDA device.
+    None means what VRAMBROKER_DEVICE says, else the only one there; if there are several, that of torch's current CUDA
+    device.
     Raises `BrokerUnavailable` if there is none, `InvalidArgument` if `device` can't be one or None is ambiguous.
     """
     known = endpoints()
+    if device is None:
+        device = os.environ.get(DEVICE_VARIABLE) or None
     if device is None:
         return _only(known)
     wanted = device_id(device)

@@ -1,0 +1,204 @@
+"""The regions of a process's threads: entered and left as settings change, and stepped out of while a tag is paused.
+
+One region at a time is entered in a thread, that of its present settings: torch has no need to know what they were before.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument, OutOfDeviceMemory, WaitExpired, WrongState
+from vrambroker.client import discovery
+from vrambroker.client.memory import Memory, connect
+from vrambroker.client.saver import settings as environment
+from vrambroker.client.saver.settings import Settings
+from vrambroker.client.saver.tags import Tags, label_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Here(threading.local):
+    """What is so in this thread."""
+
+    settings: Settings | None = None
+    entered: AbstractContextManager[None] | None = None
+
+
+class Regions:
+    """What one process leases for torch_memory_saver or `broker run`. Thread-safe; settings belong to their thread."""
+
+    def __init__(self) -> None:
+        """Raises `InvalidArgument` for environment variables that can't be understood, `BrokerUnavailable`."""
+        environment.beginning(os.environ)
+        self._releases = environment.releases_at_pause(os.environ)
+        self._timeout_s = environment.timeout_s(os.environ)
+        self._here = _Here()
+        self._lock = threading.Lock()
+        self._tags: dict[Memory, Tags] = {}
+        # Whoever is the first to need it hears that there is no broker.
+        self._tags_here()
+
+    @property
+    def memories(self) -> tuple[Memory, ...]:
+        """The devices that this process is attached to so far."""
+        return tuple(memory for memory, _ in self._all())
+
+    def close(self) -> None:
+        """Leave this thread's region, and end the use of every device. A program has no need to."""
+        self._leave(None)
+        for memory in self.memories:
+            memory.close()
+
+    @property
+    def settings(self) -> Settings:
+        """This thread's; those that it begins with come from the environment, and are entered when first asked for."""
+        if self._here.settings is None:
+            # Entering asks again.
+            self._here.settings = Settings()
+            try:
+                self.switch(environment.beginning(os.environ))
+            except BrokerError:
+                self._here.settings = None
+                raise
+        return self._here.settings
+
+    def switch(self, settings: Settings) -> None:
+        """Have this thread allocate under other settings from now on. Raises what `Memory.region` does."""
+        self._leave(None)
+        self._here.settings = settings
+        self._enter()
+
+    @contextmanager
+    def changed(self, settings: Settings) -> Generator[None]:
+        """Have this thread allocate under other settings in the block."""
+        before = self.settings
+        self.switch(settings)
+        try:
+            yield
+        except BaseException as error:
+            self._here.settings = before
+            try:
+                # The region may know more of it than torch's error says.
+                self._leave(error)
+            finally:
+                self._enter()
+            raise
+        self.switch(before)
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Have this thread allocate nothing under a lease in the block."""
+        return self.changed(replace(self.settings, interesting=False))
+
+    def pause(self, tag: str | None) -> None:
+        """Pause a tag, or all; what is allocated in a region of it afterwards comes from other frames."""
+        self._leave(None)
+        try:
+            for memory, tags in self._all():
+                members = tags.all_of(tag)
+                if members:
+                    memory.pause(*members, release=self._releases, timeout=self._timeout_s)
+        finally:
+            self._enter()
+
+    def resume(self, tag: str | None) -> None:
+        """Bring a tag back, or all; on several devices all of it or none.
+
+        Raises `OutOfDeviceMemory` when that takes longer than VRAMBROKER_TIMEOUT seconds.
+        """
+        done: list[tuple[Memory, tuple[str, ...]]] = []
+        self._leave(None)
+        try:
+            for memory, tags in self._all():
+                away = tuple(member for member in tags.all_of(tag) if memory.is_paused(member))
+                if away:
+                    self._resume_on(memory, away)
+                    done.append((memory, away))
+        except BrokerError:
+            for memory, members in done:
+                memory.pause(*members, timeout=self._timeout_s)
+            raise
+        finally:
+            self._enter()
+
+    def graph_pool(self, settings: Settings, pool: object) -> tuple[int, int]:
+        """Return the pool under a lease that stands for a pool of torch's. Raises what `Memory.graph_pool` does."""
+        memory, tags = self._tags_here()
+        return memory.graph_pool(tags.for_graphs(settings.tag, settings.contents, pool), settings.contents)
+
+    def read_paused(self, tensor: "torch.Tensor", *, zero_copy: bool) -> "torch.Tensor | None":
+        """Return what a paused tensor holds; see `Memory.read_paused`."""
+        for memory, _ in self._all():
+            if memory.torch_device == tensor.device:
+                return memory.read_paused(tensor, zero_copy=zero_copy, timeout=self._timeout_s)
+        raise InvalidArgument(message=f"nothing is leased on {tensor.device} in this process", argument="tensor")
+
+    def is_leased_here(self, tensor: "torch.Tensor") -> bool:
+        """Whether there is a broker's device that leased tensors of this kind would be on."""
+        return any(memory.torch_device == tensor.device for memory, _ in self._all())
+
+    def _resume_on(self, memory: Memory, members: tuple[str, ...]) -> None:
+        try:
+            memory.resume(*members, timeout=self._timeout_s)
+        except WaitExpired as error:
+            raise OutOfDeviceMemory(
+                message=error.message, requested_bytes=error.requested_bytes, holders=error.holders
+            ) from error
+
+    def _enter(self) -> None:
+        settings = self._here.settings
+        if settings is None or not settings.interesting:
+            return
+        memory, tags = self._tags_here()
+        region = memory.region(tags.to_allocate(settings.tag), settings.contents)
+        region.__enter__()
+        self._here.entered = region
+
+    def _leave(self, error: BaseException | None) -> None:
+        region, self._here.entered = self._here.entered, None
+        if region is not None:
+            region.__exit__(
+                None if error is None else type(error), error, None if error is None else error.__traceback__
+            )
+
+    def _all(self) -> tuple[tuple[Memory, Tags], ...]:
+        with self._lock:
+            return tuple(self._tags.items())
+
+    def _tags_here(self) -> tuple[Memory, Tags]:
+        """Return the device that this thread allocates on, attached to."""
+        memory = _attached()
+        with self._lock:
+            known = self._tags.get(memory)
+            if known is None:
+                known = self._tags[memory] = Tags(memory)
+            else:
+                # Attached once is enough.
+                memory.close()
+            return memory, known
+
+
+def _attached() -> Memory:
+    name = label_of(os.environ.get(environment.NAME_VARIABLE) or Path(sys.argv[0]).stem or "python")
+    device = _device()
+    try:
+        return connect(name, device)
+    except WrongState as error:
+        if error.state != "attached":
+            raise
+        # The program has attached itself, under a name of its own.
+        return connect(error.session, device)
+
+
+def _device() -> str | None:
+    """Return the device to attach to: where there are brokers of several, that of torch's current GPU."""
+    if os.environ.get(discovery.DEVICE_VARIABLE) or len(discovery.endpoints()) < 2:
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
