@@ -41,6 +41,8 @@ class Regions:
         self._here = _Here()
         self._lock = threading.Lock()
         self._tags: dict[Memory, Tags] = {}
+        # The pools under leases, and what they stand for.
+        self._graph_pools: dict[tuple[int, ...], object] = {}
         # Whoever is the first to need it hears that there is no broker.
         self._tags_here()
 
@@ -126,10 +128,17 @@ class Regions:
         finally:
             self._enter()
 
-    def graph_pool(self, settings: Settings, pool: object) -> tuple[int, int]:
-        """Return the pool under a lease that stands for a pool of torch's. Raises what `Memory.graph_pool` does."""
+    def graph_pool(self, settings: Settings, pool: tuple[int, ...] | None) -> tuple[int, int]:
+        """Return the pool under a lease that stands for a pool of torch's, or a new one for none.
+
+        Raises what `Memory.graph_pool` does.
+        """
         memory, tags = self._tags_here()
-        return memory.graph_pool(tags.for_graphs(settings.tag, settings.contents, pool), settings.contents)
+        # What a caller has from a graph, to be the next one's, is ours already.
+        shared = object() if pool is None else self._graph_pools.get(pool, pool)
+        leased = memory.graph_pool(tags.for_graphs(settings.tag, settings.contents, shared), settings.contents)
+        self._graph_pools[leased] = shared
+        return leased
 
     def read_paused(self, tensor: "torch.Tensor", *, zero_copy: bool) -> "torch.Tensor | None":
         """Return what a paused tensor holds; see `Memory.read_paused`."""

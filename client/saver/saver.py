@@ -128,7 +128,7 @@ class TorchMemorySaver:
         _check_backend(cpu_backup_backend, enable_cpu_backup)
         regions = self._ensure_initialized().regions
         settings = replace(Settings(), tag=tag, cpu_backup=enable_cpu_backup)
-        shared = object() if pool is None else _pool_key(pool)
+        shared = None if pool is None else _pool_key(pool)
         leased: Any = regions.graph_pool(settings, shared)
         with (
             regions.outside(),
@@ -175,9 +175,7 @@ class TorchMemorySaver:
 
     @hook_mode.setter
     def hook_mode(self, hook_mode: str) -> None:
-        """Take note of it: both modes are the same here. AttributeError after the first use, ValueError for no mode."""
-        if self._impl is not None:
-            raise AttributeError("hook_mode is set before the first use, or not at all")
+        """Take note of it, at any time: both modes are the same here. Raises `ValueError` for what is none."""
         if hook_mode not in HOOK_MODES:
             raise ValueError(f"hook_mode {hook_mode!r}: expected {' or '.join(HOOK_MODES)}")
         self._impl_ctor_kwargs["hook_mode"] = hook_mode
@@ -261,6 +259,6 @@ def _check_backend(backend: str | None, enable_cpu_backup: bool) -> None:
         raise ValueError(f"cpu_backup_backend {backend!r}: expected {' or '.join(BACKENDS)}")
 
 
-def _pool_key(pool: Any) -> object:
+def _pool_key(pool: Any) -> tuple[int, ...]:
     """Return what a pool is known by: torch takes its id or the pool itself."""
     return tuple(getattr(pool, "id", pool))

@@ -24,7 +24,7 @@ class Leases(Protocol):
 
 
 class Tags:
-    """One device's. Thread-safe; nothing is locked while the broker is asked for memory."""
+    """One device's. Thread-safe."""
 
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
