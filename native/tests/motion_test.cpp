@@ -327,6 +327,25 @@ TEST(motion, what_is_parked_is_read_in_one_piece_and_keeps_its_file) {
   CHECK_EQ(stage.peer.expect<record::Taken>().batch, uint64_t{1});
 }
 
+TEST(motion, what_is_parked_is_read_from_the_middle_and_only_while_it_is_parked) {
+  Stage stage;
+  std::memcpy(stage.pointer + FRAME + 8192, "here", 4);
+  stage.pause();
+  stage.peer.recall(3, {{4, SLOT_PARK, 9, 0}, {5, SLOT_PARK, 9, 3 * MIB}, {6, SLOT_PARK, 9, 8 * MIB}});
+  stage.expect_left({4, 5, 6});
+  Managed *part = parked(stage, stage.pointer + FRAME + 8192, FRAME);
+  CHECK(part != nullptr);
+  CHECK_EQ(text(part->data, 5), "hereb");
+  part->deleter(part);
+  stage.peer.lend(3, "weights", 1, {{4, FRAME, SLOT_RESTORE, 9, 0}});
+  stage.peer.lend(3, "weights", 1, {{5, FRAME, SLOT_RESTORE, 9, 3 * MIB}, {6, FRAME, SLOT_RESTORE, 9, 8 * MIB}});
+  stage.resumed();
+  CHECK(parked(stage, stage.pointer, 1) == nullptr);
+  // Idle: what was parked once may be another's by now.
+  stage.pause();
+  CHECK(parked(stage, stage.pointer, 1) == nullptr);
+}
+
 TEST(motion, a_free_in_mid_recall_waits_for_its_end) {
   Stage stage;
   stage.pause();

@@ -215,6 +215,9 @@ def test_the_backup_is_read_while_it_is_away(saver: TorchMemorySaver, environmen
         read = saver.get_cpu_backup(weights)
         part = saver.get_cpu_backup(weights[3], zero_copy=True)
         few = saver.get_cpu_backup(small)
+        # What is read is no lease, though a region is open.
+        (memory,) = saver._ensure_initialized().regions.memories
+        assert memory.allocated_bytes("weights+2") == 0
     with saver.region("kv_cache"):
         kv = filled(1000, 1.0)
     assert saver.get_cpu_backup(kv) is None
@@ -233,6 +236,8 @@ def test_the_backup_is_read_while_it_is_away(saver: TorchMemorySaver, environmen
     with pytest.raises(AssertionError):
         saver.get_cpu_backup(weights.t())
     saver.resume()
+    # Its pages stayed, and what they held did not.
+    assert kv.eq(0).all()
     assert saver.get_cpu_backup(weights) is None
     # The copy is its own; the view is readable still, whatever it shows.
     weights.zero_()
