@@ -130,6 +130,12 @@ def serve(
     host_budget: Annotated[
         str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
     ] = None,
+    spill_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where contents go that the host has no room for, on a disk.")
+    ] = None,
+    spill_budget: Annotated[
+        str | None, typer.Option(help="How much of it, such as 200GiB; set aside on the disk at once.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan of phases to begin with.")] = None,
     run_dir: RunDir = None,
 ) -> None:
@@ -139,7 +145,15 @@ def serve(
 
     with _reported():
         phases = None if plan is None else _read_plan(plan).phases
-        config = Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir, plan=phases)
+        config = Config.of(
+            device=device,
+            capacity=capacity,
+            host_budget=host_budget,
+            run_dir=run_dir,
+            plan=phases,
+            spill_dir=spill_dir,
+            spill_budget=spill_budget,
+        )
         serve_device(config)
 
 
