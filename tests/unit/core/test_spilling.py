@@ -409,7 +409,8 @@ def test_a_change_of_phase_spills_what_the_arena_has_no_room_for(order: Order) -
     for phase in ("generate", "train", "generate"):
         assert isinstance(desk.enter(phase), ef.Entered)
     seen = desk.broker.snapshot()
-    assert (seen.host_used_bytes, seen.spill_used_bytes) == (2 * MIB, 6 * MIB)
+    assert seen.host_used_bytes + seen.spill_used_bytes == 8 * MIB
+    assert seen.spill_used_bytes >= 6 * MIB
 
 
 def test_a_read_that_fails_undoes_a_change_of_phase() -> None:
