@@ -6,6 +6,7 @@ cache, which is memory that the contents were to leave, has no part in it. Where
 is used and let go of again, and the log says so.
 """
 
+import asyncio
 import errno
 import logging
 import mmap
@@ -14,7 +15,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +84,7 @@ class SpillFiles:
         self._deliver = deliver
         self._fd_of = fd_of
         self._file = file
+        self._loop = asyncio.get_running_loop()
         self._pieces = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="spill")
 
     def write(self, transfer: TransferId, extent: Extent, place: SpillPlace) -> None:
@@ -106,7 +108,14 @@ class SpillFiles:
         pieces = list(_pieces(extent, place))
         over = _Countdown(len(pieces), partial(self._over, transfer, call))
         for memory_at, at, size_bytes in pieces:
-            self._pieces.submit(over.do, partial(self._move, move, memory_fd, memory_at, at, size_bytes))
+            job = self._pieces.submit(over.do, partial(self._move, move, memory_fd, memory_at, at, size_bytes))
+            job.add_done_callback(self._raise_a_bug)
+
+    def _raise_a_bug(self, job: Future[None]) -> None:
+        """Raise on the loop what is no expected failure: there the daemon's outermost frame gets it."""
+        bug = None if job.cancelled() else job.exception()
+        if bug is not None:
+            self._loop.call_soon_threadsafe(_raise, bug)
 
     def _over(self, transfer: TransferId, call: str, failure: OSError | None) -> None:
         if failure is None:
@@ -167,6 +176,10 @@ class _Countdown:
             last = not self._left
         if last:
             self._over(self._failure)
+
+
+def _raise(bug: BaseException) -> None:
+    raise bug
 
 
 def _write(fd: int, memory: memoryview, at: int) -> int:

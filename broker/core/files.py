@@ -89,9 +89,20 @@ def place(book: Book, domain: Domain, leases: list[Lease], *, beside: Iterable[L
         lease.place(slot, book.arena.take(domain, slot.size_bytes, lease.lease, slot.slot))
     for lease, slot in unplaced[parked:]:
         lease.spill(slot, book.spill.take(slot.size_bytes, lease.lease, slot.slot))
+    if unplaced[parked:]:
+        _prepare_staging(book, domain)
     for lease, _ in unplaced:
         book.homeless.pop(lease.lease, None)
     return [lease for lease, _ in unplaced]
+
+
+def _prepare_staging(book: Book, domain: Domain) -> None:
+    """Have some staging room made before it is needed, if nobody has it."""
+    staging = book.spill.staging
+    if staging.retry_at is None:
+        for size_bytes in staging.files_ahead(domain, book.limits.frame_sizes_bytes[-1]):
+            staging.add_file(ArenaFileId(book.draw_id()), domain, size_bytes)
+        begin_planned(book)
 
 
 def unplaced_of(leases: Iterable[Lease]) -> list[tuple[Lease, Slot]]:

@@ -79,29 +79,44 @@ def _begin(book: Book, lease: Lease, slot: Slot, *, outwards: bool) -> None:
 
 
 def _take_turns(book: Book) -> bool:
-    """Give extents to those whose turn it is, as long as there is room: whoever comes first goes first, so that nobody
-    is overtaken for ever.
+    """Give extents to those whose turn it is, as long as there is room; tells whether anybody has got one. Who came
+    first goes first, so that nobody is overtaken for ever, but for the share of a session that has one already.
     """
-    spill, leaving = book.spill, dict[Lease, None]()
-    staged = len(spill.staged)
-    while spill.waiting and spill.staging.retry_at is None:
-        number = next(iter(spill.waiting))
-        lease = book.leases[spill.waiting[number]]
+    spill, leaving, served = book.spill, dict[Lease, None](), False
+    for number, owner in tuple(spill.waiting.items()) if spill.staging.retry_at is None else ():
+        lease = book.leases[owner]
         slot = lease.slots[number]
         if not _wants_staging(book, lease, slot):
             del spill.waiting[number]
-            continue
-        if not files.make_staging(book, lease.domain, slot.size_bytes):
-            break
-        del spill.waiting[number]
-        lease.place(slot, spill.staging.take(lease.domain, slot.size_bytes, lease.lease, slot.slot))
-        spill.staged[number] = lease.lease
-        book.touch(lease, "its turn in the staging room")
-        if slot.slot in lease.going:
-            leaving[lease] = None
+        elif not _is_beyond_its_share(book, lease, slot):
+            if not files.make_staging(book, lease.domain, slot.size_bytes):
+                break
+            _stage(book, lease, slot)
+            served = True
+            if slot.slot in lease.going:
+                leaving[lease] = None
     for lease in leaving:
         recall.send_when_ready(book, lease)
-    return len(spill.staged) > staged
+    return served
+
+
+def _is_beyond_its_share(book: Book, lease: Lease, slot: Slot) -> bool:
+    """Tell whether a slot would take its session past half of the staging room, which is all that one stopped process
+    can keep from the others.
+    """
+    spill, has_bytes = book.spill, 0
+    for number, owner in spill.staged.items():
+        other = book.leases[owner]
+        has_bytes += other.slots[number].size_bytes if other.session == lease.session else 0
+    return has_bytes > 0 and 2 * (has_bytes + slot.size_bytes) > spill.staging.budget_bytes
+
+
+def _stage(book: Book, lease: Lease, slot: Slot) -> None:
+    spill = book.spill
+    del spill.waiting[slot.slot]
+    lease.place(slot, spill.staging.take(lease.domain, slot.size_bytes, lease.lease, slot.slot))
+    spill.staged[slot.slot] = lease.lease
+    book.touch(lease, "its turn in the staging room")
 
 
 def _wants_staging(book: Book, lease: Lease, slot: Slot) -> bool:

@@ -125,8 +125,8 @@ def test_a_recall_waits_for_its_turn_in_the_staging_room() -> None:
 
 def test_a_recall_that_nobody_needs_any_more_gives_its_turn_back() -> None:
     case = Spilling(size=8)
+    case.desk.held_back.add("file")
     case.pause()
-    case.desk.held_back.update({"file"})
     other = case.other()
     call = case.desk.lend(other, "cache", 8, DROP, deadline=Instant(100))
     assert call is None
@@ -206,6 +206,26 @@ def test_two_that_come_and_go_do_not_wait_for_each_other_for_ever() -> None:
         assert isinstance(case.desk.resume(other, "cache"), ef.Resumed)
     assert case.desk.view(cache).spill_bytes == 0
     assert case.used == (1, 7)
+
+
+def test_a_process_that_is_stopped_keeps_no_more_than_half_of_the_staging_room() -> None:
+    case = Spilling(size=4, staging=2, capacity=16)
+    other = case.other()
+    cache = case.desk.lease(other, "cache", 4)
+    case.desk.held_back.add("leave")
+    case.pause(release=True)
+    case.desk.drop("leave")
+    case.desk.held_back.clear()
+    assert isinstance(case.desk.pause(other, "cache", release=True), ef.Paused)
+    assert case.desk.view(cache).state is LeaseState.PARKED
+    assert case.desk.view(case.weights).state is LeaseState.LEAVING
+    assert isinstance(case.desk.resume(other, "cache"), ef.Resumed)
+
+
+def test_staging_room_is_made_before_it_is_needed() -> None:
+    case = Spilling()
+    case.pause()
+    assert [file.staging for file in case.desk.broker.snapshot().arena] == [False, True]
 
 
 def test_domains_take_turns_in_the_staging_room() -> None:
@@ -341,12 +361,25 @@ def test_a_resume_that_gives_up_while_its_contents_are_read_leaves_them_in_the_s
     case.desk.held_back.update({"spill_in", "arrive"})
     assert case.resume(deadline=500) is None
     case.desk.at(500)
-    assert isinstance(case.desk.answers[case.desk.last_call], WaitExpired)
+    late = case.desk.answers[case.desk.last_call]
+    assert isinstance(late, WaitExpired)
+    assert "trainer/weights" in late.message
     case.desk.let_go("arrive")
     case.desk.let_go("spill_in")
     assert (case.spilled, case.used) == (1, (2, 1))
     assert case.desk.view(case.weights).state is LeaseState.PARKED
     assert isinstance(case.resume(), ef.Resumed)
+
+
+def test_a_disk_that_is_too_slow_is_named() -> None:
+    case = Spilling(size=1, arena=0)
+    case.pause(release=True)
+    case.desk.held_back.add("spill_in")
+    assert case.resume(deadline=500) is None
+    case.desk.at(500)
+    late = case.desk.answers[case.desk.last_call]
+    assert isinstance(late, WaitExpired)
+    assert "waiting for the spill directory" in late.message
 
 
 def test_slots_that_are_returned_on_the_way_are_free_when_that_is_over() -> None:
@@ -362,8 +395,8 @@ def test_slots_that_are_returned_on_the_way_are_free_when_that_is_over() -> None
 
 def test_staging_room_that_is_not_to_be_had_is_asked_for_again() -> None:
     case = Spilling(size=3)
-    case.pause()
     case.desk.held_back.add("file")
+    case.pause()
     other = case.other()
     assert case.desk.lend(other, "cache", 8, DROP) is None
     files = case.desk.drop("file")
