@@ -26,6 +26,7 @@ from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.messages import Here, status_of
 from vrambroker.broker.adapters.notify import notify
+from vrambroker.broker.adapters.outside_meter import OutsideMeter
 from vrambroker.broker.adapters.roster import Roster
 from vrambroker.broker.adapters.rpc import BrokerService
 from vrambroker.broker.adapters.rpc_server import RpcServer
@@ -95,6 +96,7 @@ class _Parts:
     handles: HandleServer
     roster: Roster
     runtime: Runtime
+    meter: OutsideMeter
     frames: Frames
     arena: HostArena
     spill: Spill
@@ -144,6 +146,10 @@ class _Daemon:
             arena_ahead=config.place.arena_ahead,
             spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
             staging_bytes=0 if config.spill is None else config.spill.staging_bytes,
+            device_bytes=None if config.place.keep_free_bytes is None else config.place.device_bytes,
+            keep_free_bytes=config.outside.keep_free_bytes or 0,
+            outside_per_session_bytes=config.outside.per_session_bytes,
+            eager=config.outside.eager,
         )
         runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)
@@ -183,8 +189,13 @@ class _Daemon:
             submit=runtime.submit,
             now=clock.now,
         )
+        meter = OutsideMeter(
+            read=frames.foreign_bytes, deliver=runtime.deliver, step_bytes=config.place.frame_sizes_bytes[0]
+        )
         observers = (history, journal)
         runtime.start(World(frames=frames, arena=arena, spill=spill, peers=workers, answers=calls, observers=observers))
+        if limits.device_bytes is not None:
+            meter.start()
         if config.plan is not None:
             runtime.submit(_set_plan(calls, config.plan))
         return _Parts(
@@ -192,6 +203,7 @@ class _Daemon:
             handles=handles,
             roster=roster,
             runtime=runtime,
+            meter=meter,
             frames=frames,
             arena=arena,
             spill=spill,
@@ -218,6 +230,7 @@ class _Daemon:
         parts.history.close()
         await parts.rpc.stop(STOP_GRACE_S)
         parts.runtime.stop()
+        parts.meter.close()
         parts.handles.close()
         parts.roster.close()
         parts.frames.close()

@@ -14,6 +14,7 @@ from vrambroker.broker.core import (
     invariants,
     lending,
     outcomes,
+    outside,
     pausing,
     phases,
     reports,
@@ -25,12 +26,13 @@ from vrambroker.broker.core import (
     spilling,
     turns,
     views,
+    withheld,
 )
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import Attached, Done, Effect, Kind, Refuse, Reply, SendDraining
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WaitExpired, invariant
-from vrambroker.broker.core.ids import Instant
+from vrambroker.broker.core.ids import OUTSIDE, Instant
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.requests import MutatingCall, Progress, Remembered
 from vrambroker.broker.core.snapshot import Snapshot
@@ -57,6 +59,7 @@ DriverOutcome = (
     ev.FrameCreated
     | ev.FrameCreateFailed
     | ev.FrameDestroyed
+    | ev.OutsideMeasured
     | ev.ArenaFileReady
     | ev.ArenaFileFailed
     | ev.ArenaFileDestroyed
@@ -92,6 +95,7 @@ class Broker:
                 | ev.Prioritize()
                 | ev.SetBudget()
                 | ev.SetAside()
+                | ev.MakeRoom()
                 | ev.Cancel()
                 | ev.Seal()
                 | ev.Unseal()
@@ -128,7 +132,8 @@ class Broker:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
         book = self._book
         retries = (book.arena.retry_at, book.spill.staging.retry_at, book.spill.retry_at)
-        deadlines = (book.next_deadline(), book.pool_until, phases.next_deadline(book), *retries)
+        others = (book.pool_until, phases.next_deadline(book), withheld.next_deadline(book))
+        deadlines = (book.next_deadline(), *others, *retries)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -180,6 +185,8 @@ def _refuse(book: Book, event: MutatingCall, error: BrokerError) -> None:
             book.refuse(event.call.call, error, session=book.name_of(session), tag=tag)
         case ev.SetAside(session=session):
             book.refuse(event.call.call, error, session=book.name_of(session))
+        case ev.MakeRoom():
+            book.refuse(event.call.call, error, session=book.name_of(OUTSIDE))
         case ev.Pause(session=session, tags=tags) | ev.Resume(session=session, tags=tags):
             book.refuse(event.call.call, error, session=book.name_of(session), tag=tags[0] if tags else "")
         case _:
@@ -208,6 +215,8 @@ def _perform(book: Book, event: MutatingCall) -> None:
             budgets.set_budget(book, event)
         case ev.SetAside():
             reserving.set_aside(book, event)
+        case ev.MakeRoom():
+            outside.make_room(book, event)
         case ev.Cancel():
             turns.cancel(book, event)
         case ev.Seal():
@@ -284,6 +293,8 @@ def _outcome(book: Book, event: DriverOutcome) -> None:
             outcomes.frame_create_failed(book, event)
         case ev.FrameDestroyed():
             outcomes.frame_destroyed(book, event)
+        case ev.OutsideMeasured():
+            outside.measured(book, event)
         case ev.ArenaFileReady():
             outcomes.arena_file_ready(book, event)
         case ev.ArenaFileFailed():
@@ -332,6 +343,7 @@ def _expire(book: Book) -> None:
     """Refuse everything whose time is up."""
     spilling.try_again_if_due(book)
     phases.expire(book)
+    withheld.expire(book)
     while (expired := book.pop_expired()) is not None:
         match expired:
             case Ticket():

@@ -101,6 +101,8 @@ def require_room_to_come_back(book: Book, session: Session, leases: Iterable[Lea
 
 def fault_of(book: Book, ticket: Ticket) -> QuotaExceeded | None:
     """Return what is wrong with bringing back a ticket's leases now: others may have come back since it was queued."""
+    if not ticket.leases:
+        return None
     try:
         session = book.sessions.live[ticket.session]
         require_room_to_come_back(book, session, (book.leases[lease] for lease in ticket.leases))

@@ -3,7 +3,8 @@
 A time is from one process's pause to the end of the other's resume, one round trip between them included. The incumbent's
 order is made by hand: its resume begins when the other's pause has returned. Rounds after the first two count.
 
-Without arguments this measures all and writes `results/gpu_swap.json`; `python gpu_swap.py SUBJECT FIGURE` prints one.
+Without arguments this measures all and writes `results/gpu_swap.json`; `python gpu_swap.py SUBJECT FIGURE` prints one, and
+`python gpu_swap.py breakdown` where the time of a handover goes, by a daemon that is traced and so somewhat slower.
 The predictions were written after a first look: 0.37 s where the bare copies take 0.35, and 6.5 ms.
 """
 
@@ -14,110 +15,79 @@ The predictions were written after a first look: 0.37 s where the bare copies ta
 import json
 import os
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 from gpu import machine, measure
-from gpu_figures import GIB, MIB, ROUNDS, Broker, Subject, TorchMemorySaver, seconds
+from gpu_figures import ROUNDS, seconds
 from harness import Result, daemon, write_results
+from parties import GIB, MIB, ON_GPU, SETTLING_S, Peer, Tensors, device_id, leave, scaled, serve
+from traced_daemon import Line
 
-DEADLINE_S = 60.0
-# How long the host memory of what is kept takes to be made ahead; an engine loads its weights meanwhile.
-SETTLING_S = 6.0
 SIZES = {"swap16_kept": (64, 256 * MIB), "handover32_dropped": (32, GIB)}
 # Room for one of the two, and two spare frames, or one.
-CAPACITIES = {"swap16_kept": "16896MiB", "handover32_dropped": "33GiB"}
-HOST_BUDGET = "80GiB"
+CAPACITIES = {"swap16_kept": scaled(16_896), "handover32_dropped": scaled(33 * 1024)}
+HOST_BUDGET = scaled(80 * 1024)
 FIGURES = {
     "swap16_kept": ("16 GiB kept out of A and 16 GiB kept into B, on a full device", 0.37),
     "handover32_dropped": ("32 GiB dropped from A to B, on a full device", 0.0065),
 }
 
 
-class Side:
-    """One of the two processes: what it has, and how it lets go of it and gets it back."""
-
-    def __init__(self, who: str, figure: str) -> None:
-        self.subject: Subject = Broker() if who == "broker" else TorchMemorySaver()
-        self.keeps = figure == "swap16_kept"
-        count, size_bytes = SIZES[figure]
-        with self.subject.region("tag", keep=self.keeps):
-            self.tensors = [
-                torch.full((size_bytes,), number % 251, dtype=torch.uint8, device="cuda") for number in range(count)
-            ]
-        torch.cuda.synchronize()
-
-    def give(self, *, release: bool = False) -> None:
-        self.subject.pause("tag", release=release)
-
-    def take(self) -> None:
-        self.subject.resume("tag")
-        if isinstance(self.subject, TorchMemorySaver) and self.keeps:
-            # Its host copies are kept from now on, as ours are.
-            self.subject.retain()
-
-    def check(self) -> None:
-        if self.keeps and any(int((one != number % 251).count_nonzero()) for number, one in enumerate(self.tensors)):
-            raise AssertionError("kept contents have changed")
-
-
-class Peer:
-    """The other process."""
-
-    def __init__(self, who: str, figure: str) -> None:
-        command = [sys.executable, __file__, who, figure, "peer"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._hear()
-
-    def ask(self, what: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        self._hear()
-
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(DEADLINE_S)
-
-    def _hear(self) -> None:
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != "done\n":
-            raise AssertionError(f"the peer ended with {self._process.wait(DEADLINE_S)}")
+def make(who: str, figure: str, name: str) -> Tensors:
+    """Make one side's memory."""
+    tensors = Tensors(who, name)
+    tensors.add("tag", *SIZES[figure], keep=figure == "swap16_kept")
+    return tensors
 
 
 def be_peer(who: str, figure: str) -> None:
     """Make the memory, let go of it, and then do as told, a word a line."""
-    side = Side(who, figure)
-    side.give(release=True)
-    print("done", flush=True)
-    acts = {"give": side.give, "take": side.take, "check": side.check}
-    for line in sys.stdin:
-        acts[line.strip()]()
-        print("done", flush=True)
+    side = make(who, figure, "b")
+    side.give(["tag"], release=True)
+    serve(
+        {
+            "give": lambda _: side.give(["tag"]),
+            "take": lambda _: side.take(["tag"]),
+            "check": lambda _: side.check(),
+        }
+    )
 
 
-def exchange(who: str, figure: str) -> float:
-    """Return the median time in which the device's memory goes from one process to the other."""
-    peer = Peer(who, figure)
-    side = Side(who, figure)
+def exchange(who: str, figure: str) -> list[dict[str, float]]:
+    """Have the device's memory go from one process to the other and back; returns, of each time that it changes hands,
+    when what began and ended.
+    """
+    peer = Peer(Path(__file__), who, figure, "peer")
+    side = make(who, figure, "a")
     time.sleep(SETTLING_S)
-    times: list[float] = []
+    rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS + 2):
-        for give, take in ((side.give, lambda: peer.ask("take")), (lambda: peer.ask("give"), side.take)):
-            began = time.perf_counter()
-            give()
-            take()
-            times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        side.give(["tag"])
+        given = time.perf_counter()
+        taken = peer.ask("take")
+        ended = time.perf_counter()
+        rounds.append({"began": began, "given": given, "take": taken["began"], "taken": taken["ended"], "ended": ended})
+        began = time.perf_counter()
+        given = peer.ask("give")["ended"]
+        take = time.perf_counter()
+        side.take(["tag"])
+        ended = time.perf_counter()
+        rounds.append({"began": began, "given": given, "take": take, "taken": ended, "ended": ended})
     side.check()
-    side.give()
+    side.give(["tag"])
     peer.ask("take")
     peer.ask("check")
     peer.end()
-    return statistics.median(times[4:])
+    return rounds[4:]
+
+
+def lasted(one: dict[str, float]) -> float:
+    return one["ended"] - one["began"]
 
 
 def duplex() -> float:
@@ -138,13 +108,37 @@ def duplex() -> float:
     return statistics.median(seconds(copies) for _ in range(ROUNDS))
 
 
+def breakdown() -> dict[str, object]:
+    """Return where the time of a handover of dropped contents goes, of the one that takes the median time.
+
+    `steps`: when the two processes' calls began and ended. `core`: each event of the daemon: when the core began with it,
+    how long it decided, how long the orders took, what it was and what it ordered. All in ms from the pause's beginning.
+    """
+    figure = "handover32_dropped"
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace"
+        with daemon(device_id(), CAPACITIES[figure], HOST_BUDGET, trace=trace) as socket:
+            os.environ["VRAMBROKER_RUN_DIR"] = str(socket.parents[1])
+            rounds = sorted(exchange("broker", figure), key=lasted)
+        lines: list[Line] = [json.loads(line) for line in trace.read_text().splitlines()]
+    one = rounds[len(rounds) // 2]
+
+    def ms(seconds_: float) -> float:
+        return round(1e3 * seconds_, 3)
+
+    core = [
+        [ms(began - one["began"]), ms(decided - began), ms(performed - decided), event, effects]
+        for began, decided, performed, event, effects in lines
+        if one["began"] <= began <= one["ended"]
+    ]
+    return {"steps": {name: ms(at - one["began"]) for name, at in one.items()}, "core": core}
+
+
 def measure_all() -> None:
     """Measure both figures, each with a daemon of its own, and write the results."""
-    from vrambroker.client.discovery import gpu_name
-
-    script, uuid, results = Path(__file__), gpu_name(0), list[Result]()
+    script, results, beside = Path(__file__), list[Result](), dict[str, object]()
     for figure, (what, prediction) in FIGURES.items():
-        with daemon(uuid, CAPACITIES[figure], HOST_BUDGET) as socket:
+        with daemon(device_id(), CAPACITIES[figure], HOST_BUDGET) as socket:
             ours = measure("broker", figure, socket.parents[1], script=script)
         incumbent = measure("tms", figure, Path(os.devnull), script=script)
         floor = measure("plain", figure, Path(os.devnull), script=script) if figure == "swap16_kept" else {}
@@ -158,22 +152,32 @@ def measure_all() -> None:
             incumbent=incumbent.get(figure),
         )
         results.append(result)
-    write_results("gpu_swap.json", *machine(), results)
+        write_results("gpu_swap.json", *machine(), results)
+    beside["handover32_breakdown"] = breakdown()
+    print(json.dumps(beside), flush=True)
+    write_results("gpu_swap.json", *machine(), results, beside=beside)
 
 
 def main() -> None:
     """Measure what the command line names, or be the peer of who does; or measure all."""
-    if len(sys.argv) == 1:
-        measure_all()
-        return
-    who, figure, *role = sys.argv[1:]
-    if role:
-        be_peer(who, figure)
-    else:
-        print(json.dumps({figure: duplex() if who == "plain" else exchange(who, figure)}), flush=True)
-    if who == "tms":
-        # What it frees at the end it takes for a mistake, and ends the process with 1.
-        os._exit(0)
+    match sys.argv[1:]:
+        case []:
+            measure_all()
+        case ["breakdown"]:
+            found = breakdown()
+            print(json.dumps(found["steps"]))
+            for line in found["core"] if isinstance(found["core"], list) else ():
+                print(json.dumps(line))
+        case [who, figure, _]:
+            be_peer(who, figure)
+            leave(who)
+        case [who, figure]:
+            assert ON_GPU or who == "broker", "on `host` there is the broker alone"
+            median = duplex() if who == "plain" else statistics.median(map(lasted, exchange(who, figure)))
+            print(json.dumps({figure: median}), flush=True)
+            leave(who)
+        case _:
+            raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":

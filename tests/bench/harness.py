@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,24 +34,32 @@ class Result:
     incumbent: float | None = None
 
 
-def write_results(file: str, device: str, driver: str, results: list[Result]) -> None:
-    """Write one file under `results/`, from which README's table is made."""
+def write_results(
+    file: str, device: str, driver: str, results: list[Result], *, beside: Mapping[str, object] | None = None
+) -> None:
+    """Write one file under `results/`, from which README's table is made; `beside` is for readers of the file alone."""
     RESULTS.mkdir(exist_ok=True)
     content = {
         "device": device,
         "driver": driver,
         "date": datetime.now(UTC).date().isoformat(),
         "results": [asdict(result) for result in results],
+        **(beside or {}),
     }
     (RESULTS / file).write_text(json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
-def daemon(device: str, capacity: str, host_budget: str) -> Iterator[Path]:
-    """Run a daemon and yield the handle socket's path; ends it and waits."""
+def daemon(
+    device: str, capacity: str, host_budget: str, *, plan: Path | None = None, trace: Path | None = None
+) -> Iterator[Path]:
+    """Run a daemon and yield the handle socket's path; ends it and waits. With `trace`, it writes there what its core did."""
+    traced = [str(Path(__file__).with_name("traced_daemon.py")), str(trace)]
+    command = [sys.executable, *(["-m", "vrambroker.broker.cli"] if trace is None else traced), "serve"]
+    planned = [] if plan is None else ["--plan", str(plan)]
     with tempfile.TemporaryDirectory(prefix="vrb-bench-") as run_dir:
-        command = [sys.executable, "-m", "vrambroker.broker.cli", "serve", "--device", device, "--run-dir", run_dir]
-        process = subprocess.Popen([*command, "--capacity", capacity, "--host-budget", host_budget])
+        place = ["--device", device, "--run-dir", run_dir]
+        process = subprocess.Popen([*command, *place, "--capacity", capacity, "--host-budget", host_budget, *planned])
         try:
             socket = Path(run_dir) / device / "handles.sock"
             wait_until(socket.exists)

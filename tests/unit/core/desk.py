@@ -22,7 +22,7 @@ from vrambroker.broker.core.ids import (
     SlotId,
     TicketId,
 )
-from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.limits import Eager, Limits
 from vrambroker.broker.core.phase import Order, Phase, PhasePlan, Ranked, parse_pattern
 from vrambroker.broker.core.snapshot import LeaseView, TicketView
 
@@ -54,6 +54,11 @@ def limits(
     spill: int = 0,
     staging: int = 0,
     retry: int = 100,
+    device: int | None = None,
+    keep_free: int = 0,
+    eager: Eager = Eager.NEVER,
+    eager_time: int = 100,
+    outside_per_session: int = 4,
 ) -> Limits:
     """Return limits in units of one MiB and one nanosecond."""
     return Limits(
@@ -77,6 +82,11 @@ def limits(
         spill_budget_bytes=spill * MIB,
         staging_bytes=staging * MIB,
         retry_ns=retry,
+        device_bytes=None if device is None else device * MIB,
+        keep_free_bytes=keep_free * MIB,
+        eager=eager,
+        eager_ns=eager_time,
+        outside_per_session_bytes=outside_per_session * MIB,
     )
 
 
