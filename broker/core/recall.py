@@ -104,6 +104,9 @@ def call_off_if_needless(book: Book, lease: Lease) -> None:
         lease.stay(slot)
         book.ledger.stay(book.frame_of(slot))
     book.touch(lease, "recall called off: nobody needs it any more")
+    if lease.comebacks:
+        # Nothing has become free, but what waits for the lease to come back needs less now.
+        book.supply_grew = True
     book.stir(lease.lock)
 
 

@@ -15,6 +15,7 @@ from vrambroker.broker.core.errors import (
     WaitExpired,
 )
 from vrambroker.broker.core.ids import Domain, Instant, SessionId, TransferId
+from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.core.phase import Order
 
 DROP = ev.Contents.DROP
@@ -428,6 +429,22 @@ def test_an_arena_file_that_could_not_be_made_is_tried_again_by_and_by() -> None
     desk.at(deadline)
     assert desk.view(lease).takeable
     assert desk.broker.next_deadline() is None, "and not again and again"
+
+
+def test_a_resume_that_waits_for_what_can_not_leave_after_all_is_answered() -> None:
+    desk = Desk(limits(capacity=4, device=4, eager=Eager.ALWAYS))
+    session, other = desk.attach(peer(1)), desk.attach(peer(2))
+    desk.lease(other, "v", 1)
+    desk.lease(session, "w", 3)
+    desk.held_back.add("file")
+    assert desk.hold(other, 4) is None, "it has waited longer, and what it waits for is in use"
+    assert isinstance(desk.pause(session, "w"), ef.Paused)
+    assert desk.resume(session, "w") is None
+    call = desk.last_call
+    for made in desk.drop("file"):
+        assert isinstance(made, ev.ArenaFileReady)
+        desk.do(ev.ArenaFileFailed(file=made.file, reason="no memory"))
+    assert isinstance(desk.answers[call], ef.Resumed)
 
 
 @pytest.mark.parametrize("order", list(Order))
