@@ -57,35 +57,19 @@ def _started(start_worker: "StartWorker", seed: int, pause: str) -> "Worker":
 def test_two_processes_swap_more_than_the_host_can_hold(start_worker: "StartWorker", control: Control) -> None:
     one, other = _started(start_worker, 1, "pause"), _started(start_worker, 1_000_000, "pause")
     for _ in range(2):
-        for comes, goes in ((one, other), (other, one)):
+        for comes in (one, other):
             assert comes.ask("resume") == "resume"
             status = control.status()
             assert status.host.spill_used_bytes >= 96 * MIB
             assert status.host.file_bytes <= status.host.budget_bytes == 64 * MIB
             spilled = [tag.spill_bytes for session in status.sessions for tag in session.tags]
             assert sum(spilled) == status.host.spill_used_bytes
-            assert goes is not comes
             assert comes.ask("pause") == "pause"
     why = [event.why for event in control.watch(history=True, until_now=True) if event.kind == "spilled"]
     assert f"worker/model: {96 * MIB} bytes go to the spill directory: the arena has {32 * MIB} left" in why
     for worker in (one, other):
         worker.say("")
         worker.end()
-
-
-def test_what_fits_nowhere_is_refused_and_stays_in_use(start_worker: "StartWorker", control: Control) -> None:
-    one = _started(start_worker, 1, "pause release")
-    _started(start_worker, 2, "pause release")
-    third = start_worker(SWAPPING)
-    assert third.ask("make 3") == "make"
-    refused = third.ask("pause")
-    assert refused.startswith("OutOfHostMemory")
-    assert refused.endswith(f"the arena has room for 0 and the spill directory for {32 * MIB}")
-    assert third.ask("look") == "look"
-    third.say("")
-    third.end()
-    assert one.ask("resume") == "resume"
-    assert control.status().host.spill_budget_bytes == 256 * MIB
 
 
 def test_a_process_that_is_killed_on_the_way_leaves_nothing(
@@ -102,10 +86,7 @@ def test_a_process_that_is_killed_on_the_way_leaves_nothing(
     wait_for(control, lambda: not control.status().host.used_bytes + control.status().host.spill_used_bytes)
 
 
-def test_of_a_daemon_that_is_killed_nothing_stays_on_the_disk(
-    broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Path
-) -> None:
-    _started(start_worker, 1, "pause release")
+def test_of_a_daemon_that_is_killed_nothing_stays_on_the_disk(broker: "RunningBroker", tmp_path: Path) -> None:
     fds = Path(f"/proc/{broker.process.pid}/fd")
     (file,) = (fd for fd in fds.iterdir() if str(tmp_path) in str(fd.readlink()))
     assert file.stat().st_nlink == 0, "it has no name"
