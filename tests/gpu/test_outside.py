@@ -67,7 +67,7 @@ def test_a_process_outside_grows_into_what_is_idle(
         grower.say("")
         grower.end()
         assert memory.resume("cache", timeout=20) == {"cache": False}
-        assert cache.fill_(1).sum(dtype=torch.int64) == cache.numel()
+        assert int(cache.fill_(1)[:: 1 << 20].sum()) == cache.numel() >> 20
         del cache
 
 
@@ -80,13 +80,13 @@ def test_room_that_was_made_is_there_at_once(
             kept = torch.randint(0, 256, (8 * GIB,), dtype=torch.uint8, device="cuda")
         with memory.region("cache", contents="drop"):
             cache = torch.empty((gib - 10) * GIB, dtype=torch.uint8, device="cuda")
-        checked = int(kept.sum(dtype=torch.int64))
+        checked = int(kept.view(torch.int64).sum())
         memory.pause("cache")
         with make_room(16 * GIB, lasts=60):
             grower = start_outsider(GROWER)
             assert grower.hear() == "there"
             assert grower.ask("14") == "14 0", "no attempt failed"
-        assert int(kept.sum(dtype=torch.int64)) == checked
+        assert int(kept.view(torch.int64).sum()) == checked
         grower.say("")
         grower.end()
         del cache, kept
