@@ -260,8 +260,12 @@ def staging_is_taken_in_turns(book: Book) -> None:
             _hold(slot.spilled or slot.slot not in fetched, "only what is spilled is fetched", slot)
     for ticket in book.tickets.values():
         _hold(ticket.stage is Stage.ADMITTED or not ticket.fetching, "who fetches has frames in hand", ticket)
-        known = all(slot in book.leases[owner].slots for slot, owner in ticket.fetching.items())
-        _hold(known, "only what is there is fetched", ticket)
+        wanted: dict[int, int] = {}
+        for slot, owner in ticket.fetching.items():
+            size = book.leases[owner].slots[slot].size_bytes
+            wanted[size] = wanted.get(size, 0) + 1
+        in_hand = all(number <= len(ticket.hold.in_hand.get(size, ())) for size, number in wanted.items())
+        _hold(in_hand, "what is fetched has its frame in hand", ticket)
 
 
 def _uses_are_owned(arena: Arena, owned: dict[tuple[ArenaFileId, int], tuple[LeaseId, SlotId, int]]) -> None:
