@@ -261,10 +261,10 @@ def staging_is_taken_in_turns(book: Book) -> None:
     for ticket in book.tickets.values():
         _hold(ticket.stage is Stage.ADMITTED or not ticket.fetching, "who fetches has frames in hand", ticket)
         wanted: dict[int, int] = {}
-        for slot, owner in ticket.fetching.items():
-            size = book.leases[owner].slots[slot].size_bytes
+        for number, owner in ticket.fetching.items():
+            size = book.leases[owner].slots[number].size_bytes
             wanted[size] = wanted.get(size, 0) + 1
-        in_hand = all(number <= len(ticket.hold.in_hand.get(size, ())) for size, number in wanted.items())
+        in_hand = all(count <= len(ticket.hold.in_hand.get(size, ())) for size, count in wanted.items())
         _hold(in_hand, "what is fetched has its frame in hand", ticket)
 
 

@@ -424,6 +424,7 @@ def test_an_arena_file_that_could_not_be_made_is_tried_again_by_and_by() -> None
         desk.do(ev.ArenaFileFailed(file=made.file, reason="no memory"))
     assert not desk.view(lease).takeable
     deadline = desk.broker.next_deadline()
+    assert deadline is not None
     assert deadline == desk.now + 100
     desk.held_back.clear()
     desk.at(deadline)
