@@ -228,13 +228,18 @@ class Memory:
 
         The tag's memory leaves the device first, as by `pause(release=True)`. With `zero_copy` the result lies over the
         broker's own host memory: it is read-only (who writes to it has a SIGSEGV), and holds these contents until the tag
-        is resumed; after that it is readable still, and means nothing. It is not pinned.
+        is resumed; after that it is readable still, and means nothing. It is not pinned. What is on a disk comes back for
+        the time that it takes to copy it, also with `zero_copy`.
         Raises `InvalidArgument` for a tensor that is not leased or not contiguous, `WrongState` if its contents are not
-        kept, or if it was resumed meanwhile, and what `pause` does.
+        kept, or if it was resumed meanwhile, and what `pause` and, from a disk, `resume` do.
         """
         from vrambroker.client import reading
 
-        return reading.read_paused(self._client, tensor, zero_copy=zero_copy, timeout_s=timeout)
+        def is_spilled(tag: str) -> bool:
+            session = self._control.status().session(self.name)
+            return session is not None and any(one.tag == tag and one.spill_bytes for one in session.tags)
+
+        return reading.read_paused(self._client, tensor, is_spilled=is_spilled, zero_copy=zero_copy, timeout_s=timeout)
 
     def seal(self, *tags: str, timeout: float = TIMEOUT_S) -> None:
         """Make these tags' memory read-only, so that their contents provably don't change.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, OutOfDeviceMemory, WaitExpired, WrongState
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WrongState
 from vrambroker.client import discovery
 from vrambroker.client.memory import Memory, connect
 from vrambroker.client.saver import settings as environment
@@ -111,7 +111,7 @@ class Regions:
     def resume(self, tag: str | None) -> None:
         """Bring a tag back, or all; on several devices all of it or none.
 
-        Raises `OutOfDeviceMemory` when that takes longer than VRAMBROKER_TIMEOUT seconds.
+        Waits for room for VRAMBROKER_TIMEOUT seconds; raises what `Memory.resume` does.
         """
         done: list[tuple[Memory, tuple[str, ...]]] = []
         self._leave(None)
@@ -119,7 +119,7 @@ class Regions:
             for memory, tags in self._all():
                 away = tuple(member for member in tags.all_of(tag) if memory.is_paused(member))
                 if away:
-                    self._resume_on(memory, away)
+                    memory.resume(*away, timeout=self._timeout_s)
                     done.append((memory, away))
         except BrokerError:
             for memory, members in done:
@@ -150,14 +150,6 @@ class Regions:
     def is_leased_here(self, tensor: "torch.Tensor") -> bool:
         """Whether there is a broker's device that leased tensors of this kind would be on."""
         return any(memory.torch_device == tensor.device for memory, _ in self._all())
-
-    def _resume_on(self, memory: Memory, members: tuple[str, ...]) -> None:
-        try:
-            memory.resume(*members, timeout=self._timeout_s)
-        except WaitExpired as error:
-            raise OutOfDeviceMemory(
-                message=error.message, requested_bytes=error.requested_bytes, holders=error.holders
-            ) from error
 
     def _enter(self) -> None:
         settings = self._here.settings

@@ -158,8 +158,8 @@ class TorchMemorySaver:
     def resume(self, tag: str | None = None) -> None:
         """Bring a tag's memory back (every tag's, if none is named), all or none; twice is no error.
 
-        Raises `OutOfDeviceMemory`, with the holders, when there is no room for longer than VRAMBROKER_TIMEOUT seconds (60);
-        then it can be called again.
+        Waits for room for VRAMBROKER_TIMEOUT seconds (60). Raises `OutOfDeviceMemory`, with the holders, if there is none
+        (`WaitExpired` if it has yet to leave somebody); then it can be called again.
         """
         self._ensure_initialized().regions.resume(tag or None)
 

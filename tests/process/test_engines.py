@@ -95,9 +95,10 @@ class Sides:
         return program
 
     def resident_bytes(self, name: str) -> int:
+        """What a side has in use, but for what it allocated while it slept (a tag of its own, `default+2`)."""
         session = self.control.status().session(name)
         assert session is not None
-        return sum(tag.device_bytes for tag in session.tags if tag.state == "resident")
+        return sum(tag.device_bytes for tag in session.tags if tag.state == "resident" and "+" not in tag.tag)
 
     def end(self) -> None:
         self.rollout.say("end")

@@ -5,19 +5,20 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
 
-from vrambroker.client import InvalidArgument, OutOfDeviceMemory, WrongState, native
+from vrambroker.client import InvalidArgument, OutOfDeviceMemory, WrongState, connect, native
 from vrambroker.client.discovery import RUN_DIR_VARIABLE
 from vrambroker.client.saver import SHIM_FOLDER
 from vrambroker.client.saver.compatible import change_env, get_binary_path_from_package
 from vrambroker.client.saver.saver import TorchMemorySaver, configure_subprocess
 
 if TYPE_CHECKING:
-    from tests.process.conftest import RunningBroker
+    from tests.process.conftest import RunningBroker, StartBroker
 
 MIB = 1 << 20
 
@@ -248,6 +249,25 @@ def test_the_backup_is_read_while_it_is_away(saver: TorchMemorySaver, environmen
     again = saver.get_cpu_backup(weights)
     assert again is not None
     assert not again.any()
+
+
+def test_a_backup_on_a_disk_is_read_as_well(
+    start_broker: "StartBroker", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = ("--spill-dir", str(tmp_path), "--spill-budget", "64MiB")
+    broker = start_broker(host_budget="64MiB", options=options)
+    monkeypatch.setenv(RUN_DIR_VARIABLE, str(broker.run_dir))
+    with connect("reader", broker.device) as memory:
+        model = memory.empty((48, MIB // 4), dtype=torch.int32, tag="model")
+        model.copy_(torch.arange(12 * MIB, dtype=torch.int32).view(model.shape))
+        memory.pause("model")
+        read = memory.read_paused(model)
+        held = memory.status().session("reader")
+        assert read is not None
+        assert held is not None
+        assert held.tags[0].spill_bytes > 0
+        assert memory.is_paused("model")
+        assert read.equal(torch.arange(12 * MIB, dtype=torch.int32).view(model.shape))
 
 
 def test_memory_is_freed_anywhere_and_at_any_time(saver: TorchMemorySaver) -> None:

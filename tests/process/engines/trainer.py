@@ -89,6 +89,8 @@ class Trainer:
         """slime's other way: out of the backup, where it lies."""
         backup = saver.get_cpu_backup(self.params.detach(), zero_copy=True)
         assert backup is not None
+        # Everything has left by now, and what other GPUs reach has not.
+        assert self.comm.eq(1).all()
         return f"read {backup.min().item():g} {backup.max().item():g}"
 
     def sleep_miles(self) -> str:
