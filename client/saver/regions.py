@@ -80,8 +80,8 @@ class Regions:
     def changed(self, settings: Settings) -> Generator[None]:
         """Have this thread allocate under other settings in the block."""
         before = self.settings
-        self.switch(settings)
         try:
+            self.switch(settings)
             yield
         except BaseException as error:
             self._here.settings = before

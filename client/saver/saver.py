@@ -5,6 +5,7 @@ use; `_impl._binary_wrapper.cdll.tms_{get,set}_interesting_region`; `_impl_ctor_
 """
 
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,7 +60,6 @@ class _Impl:
 
     def __init__(self) -> None:
         self.regions = Regions()
-        self.pid = os.getpid()
         self._binary_wrapper = SimpleNamespace(cdll=Functions(self.regions))
 
 
@@ -76,6 +76,8 @@ class TorchMemorySaver:
         self._retain_cpu_backup: bool | None = None
         self._memory_margin_bytes = 0
         self._disk_backup_dir: str | None = None
+        self._lock = threading.RLock()
+        os.register_at_fork(after_in_child=self._forget)
 
     @contextmanager
     def region(
@@ -224,10 +226,15 @@ class TorchMemorySaver:
         self._disk_backup_dir = path
 
     def _ensure_initialized(self) -> _Impl:
-        if self._impl is None or self._impl.pid != os.getpid():
-            # A forked child has nothing of its parent's.
-            self._impl = _Impl()
-        return self._impl
+        with self._lock:
+            if self._impl is None:
+                self._impl = _Impl()
+            return self._impl
+
+    def _forget(self) -> None:
+        # A forked child has nothing of its parent's, and a lock may be held by a thread that it has not.
+        self._lock = threading.RLock()
+        self._impl = None
 
 
 # The one that programs share; nothing is attached by making it.

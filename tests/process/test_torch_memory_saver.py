@@ -18,9 +18,30 @@ from vrambroker.client.saver.compatible import change_env, get_binary_path_from_
 from vrambroker.client.saver.saver import TorchMemorySaver, configure_subprocess
 
 if TYPE_CHECKING:
-    from tests.process.conftest import RunningBroker, StartBroker
+    from tests.process.conftest import RunningBroker, StartBroker, StartWorker
 
 MIB = 1 << 20
+
+FORKED = """
+import torch
+from vrambroker.client.saver.saver import torch_memory_saver as saver
+with saver.region("weights", enable_cpu_backup=True):
+    weights = torch.full((1000,), 1.0)
+    child = os.fork()
+    if child == 0:
+        tell("child", saver._impl is None)
+        with saver.region("weights", enable_cpu_backup=True):
+            own = torch.full((1000,), 2.0)
+        saver.pause()
+        saver.resume()
+        tell("child", own.mean().item())
+        del own
+        os._exit(0)
+    tell("child ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+saver.pause()
+saver.resume()
+tell("parent", weights.mean().item())
+"""
 
 
 @pytest.fixture
@@ -316,6 +337,12 @@ def test_graphs_are_for_a_gpu(saver: TorchMemorySaver) -> None:
     graph = cast("torch.cuda.CUDAGraph", object())
     with pytest.raises(InvalidArgument, match="no CUDA graphs"), saver.cuda_graph(graph, tag="cuda_graph"):
         pass
+
+
+def test_a_forked_child_has_memory_of_its_own(start_shared_worker: "StartWorker") -> None:
+    worker = start_shared_worker(FORKED)
+    assert [worker.hear() for _ in range(4)] == ["child True", "child 2.0", "child ended 0", "parent 1.0"]
+    worker.end()
 
 
 def test_children_find_it_too(environment: pytest.MonkeyPatch) -> None:
