@@ -9,6 +9,7 @@ from typing import assert_never
 
 from vrambroker.broker.core import (
     attachment,
+    background,
     budgets,
     gathering,
     invariants,
@@ -48,6 +49,7 @@ Report = (
     | ev.DeadlineReached
     | ev.Arrived
     | ev.Left
+    | ev.Copied
     | ev.Quiet
     | ev.Busy
     | ev.StillBusy
@@ -112,6 +114,7 @@ class Broker:
                 | ev.DeadlineReached()
                 | ev.Arrived()
                 | ev.Left()
+                | ev.Copied()
                 | ev.Quiet()
                 | ev.Busy()
                 | ev.StillBusy()
@@ -128,7 +131,13 @@ class Broker:
     def next_deadline(self) -> Instant | None:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
         book = self._book
-        deadlines = (book.next_deadline(), book.pool_until, phases.next_deadline(book), withheld.next_deadline(book))
+        deadlines = (
+            book.next_deadline(),
+            book.pool_until,
+            phases.next_deadline(book),
+            withheld.next_deadline(book),
+            book.copy_at,
+        )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -257,6 +266,8 @@ def _report(book: Book, event: Report) -> None:
             reports.arrived(book, event)
         case ev.Left():
             reports.left(book, event)
+        case ev.Copied():
+            background.copied(book, event)
         case ev.Quiet():
             if not gathering.quiet(book, event):
                 pausing.quiet(book, event)

@@ -180,6 +180,24 @@ class SendRecall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedSlot:
+    """A slot whose contents are to be at this place as well."""
+
+    slot: SlotId
+    to: Extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendCopy:
+    """Order the session's agent to copy these slots out while they stay mapped, which it answers `Copied`, once."""
+
+    session: SessionId
+    order: OrderId
+    lease: LeaseId
+    slots: tuple[CopiedSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SendPauseOrder:
     """Ask the session's agent to close these tags' gates, which it answers `Quiet` or `Busy`."""
 
@@ -281,6 +299,7 @@ class Kind(Enum):
     TICKET_REFUSED = "ticket_refused"
     TICKET_DONE = "ticket_done"
     RECALLED = "recalled"
+    COPY_FAILED = "copy_failed"
     BUDGET_CHANGED = "budget_changed"
     DEVICE_CHANGED = "device_changed"
     OUTSIDE_CHANGED = "outside_changed"
@@ -298,6 +317,7 @@ class Publish:
 
     LEASE_CHANGED tells the lease's whole residency after the change. DEVICE_CHANGED tells the totals of device and
     arena: `host_bytes` are set aside for contents, `host_file_bytes` is what the arena's files take for that.
+    `copied_bytes`: what of an idle lease is in the arena already, so that taking it is an unmap.
     """
 
     kind: Kind
@@ -310,6 +330,7 @@ class Publish:
     state: LeaseState | None = None
     device_bytes: int = 0
     host_bytes: int = 0
+    copied_bytes: int = 0
     lent_bytes: int = 0
     free_bytes: int = 0
     held_bytes: int = 0
@@ -323,6 +344,7 @@ Effect = (
     | Refuse
     | SendGrant
     | SendRecall
+    | SendCopy
     | SendPauseOrder
     | SendPauseCancelled
     | SendLeaseState

@@ -30,6 +30,8 @@ class Limits:
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
     progress for so long.
     `undo_ns`: how long a change of phase that failed waits until what it had paused is back.
+    `copy_ahead_ns`: how long kept contents are idle before they are copied out in the background; None: they never are.
+    `copy_ahead_bytes`: how much of them one order is about at most, but for a single slot that is larger.
     `device_bytes`: what the device has for frames and all others together; unknown where nobody measures that.
     `keep_free_bytes`: how much of it is left free for others. `outside_per_session_bytes`: what a session's process
     may have outside of leases before it is taken for somebody who is no session. `eager`: when idle memory is taken
@@ -59,6 +61,8 @@ class Limits:
     claim_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S
     undo_ns: int = 5 * NS_PER_S
+    copy_ahead_ns: int | None = None
+    copy_ahead_bytes: int = 256 * MIB
     device_bytes: int | None = None
     keep_free_bytes: int = 0
     outside_per_session_bytes: int = 4 * GIB

@@ -179,6 +179,7 @@ def _seat(book: Book, ticket: Ticket) -> None:
                 if extent is not None:
                     book.arena.give(extent)
             lease.seated = True
+            lease.pauses += 1
             book.touch(lease, "all of it is back, and opens with the rest")
 
 

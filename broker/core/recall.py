@@ -6,14 +6,14 @@ only decided can still be called off, and is, if nobody needs it any more.
 
 from collections.abc import Iterable
 
-from vrambroker.broker.core.arena import NOT_YET, ArenaFile
+from vrambroker.broker.core.arena import ArenaFile
 from vrambroker.broker.core.book import Book, Release
 from vrambroker.broker.core.effects import Kind, Paused, RecalledSlot, SendRecall
 from vrambroker.broker.core.errors import BrokerError, invariant
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.snapshot import FileState, SlotState
+from vrambroker.broker.core.snapshot import SlotState
 
 
 def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
@@ -30,10 +30,6 @@ def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
     book.supply_grew = True
     book.touch(lease, why)
     book.publish(Kind.RECALLED, why, session=book.name_of(lease.session), tag=lease.tag, lease=lease.lease)
-    for number in lease.files_to_park_in():
-        file = book.arena.files[number]
-        if file.state in NOT_YET:
-            file.waiting[lease.lease] = None
     send_if_ready(book, lease)
 
 
@@ -43,14 +39,22 @@ def want_all(book: Book, lease: Lease, why: str) -> None:
 
 
 def send_if_ready(book: Book, lease: Lease) -> None:
-    """Order out what is decided and has its place in a file that is populated."""
-    ready = [slot for slot in map(lease.slots.__getitem__, lease.going) if _has_place(book, slot)]
+    """Order out what is decided and has its place in a file that is populated, where nobody else writes any more; the rest
+    waits for that.
+    """
+    ready = [slot for slot in map(lease.slots.__getitem__, lease.going) if has_place(book, lease, slot)]
     if ready:
         _order(book, lease, ready, "recalled")
+    for number in lease.files_to_park_in():
+        book.arena.files[number].waiting[lease.lease] = None
 
 
-def _has_place(book: Book, slot: Slot) -> bool:
-    return slot.park is None or book.arena.files[slot.park.file].state is FileState.READY
+def has_place(book: Book, lease: Lease, slot: Slot) -> bool:
+    """Tell whether a slot can be ordered out now. One that its agent copies there just now can: it does both in order."""
+    if slot.park is None or book.arena.is_usable(slot.park):
+        return True
+    order = book.copies.get(lease.session)
+    return order is not None and order.is_about(lease) and order.slots.get(slot.slot) == slot.park
 
 
 def vacate(book: Book, lease: Lease, slots: list[Slot], why: str) -> None:
@@ -74,7 +78,7 @@ def resend(lease: Lease, slots: Iterable[Slot]) -> SendRecall:
 
 
 def file_ready(book: Book, file: ArenaFile) -> None:
-    """Send the recalls that waited for this file alone."""
+    """Send the recalls that waited for this file, or a place in it."""
     waiting, file.waiting = file.waiting, {}
     for number in waiting:
         lease = book.leases.get(number)

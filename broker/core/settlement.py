@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms, withheld
+from vrambroker.broker.core import background, budgets, files, grant, hold, phases, rings, rooms, withheld
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -41,6 +41,7 @@ def settle(book: Book, before: Totals) -> None:
     if withheld.press(book):
         _follow(book)
     _trim_pool(book)
+    background.go_on(book)
     _publish_leases(book)
     after = totals(book)
     if after != before:
@@ -141,6 +142,7 @@ def _publish_leases(book: Book) -> None:
             state=lease.state,
             device_bytes=lease.device_bytes,
             host_bytes=lease.host_bytes,
+            copied_bytes=lease.copied_bytes,
         )
         if before == now:
             continue
@@ -170,6 +172,7 @@ def _publish_lease(book: Book, number: LeaseId, now: Told, why: str) -> None:
         state=now.state,
         device_bytes=now.device_bytes,
         host_bytes=now.host_bytes,
+        copied_bytes=now.copied_bytes,
     )
     book.emit(line)
 

@@ -70,6 +70,7 @@ class SlotView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
     """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use.
+    `copied_bytes`: what of an idle lease is in the arena already, so that taking it is an unmap.
     `takeable`: nothing has gone wrong with taking its frames since it was paused. `sealed`: nobody can write to it.
     """
 
@@ -84,6 +85,7 @@ class LeaseView:
     since: Instant
     device_bytes: int
     host_bytes: int
+    copied_bytes: int
     slots: tuple[SlotView, ...]
 
 

@@ -101,6 +101,7 @@ def _lease(lease: Lease) -> LeaseView:
         since=lease.since,
         device_bytes=lease.device_bytes,
         host_bytes=lease.host_bytes,
+        copied_bytes=lease.copied_bytes,
         slots=slots,
     )
 

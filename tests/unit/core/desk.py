@@ -51,6 +51,8 @@ def limits(
     pool_time: int = 0,
     ageing: int = 10_000,
     undo: int = 5_000,
+    copy_ahead: int | None = None,
+    copy_size: int = 1,
     device: int | None = None,
     keep_free: int = 0,
     eager: Eager = Eager.NEVER,
@@ -76,6 +78,8 @@ def limits(
         pool_ns=pool_time,
         ageing_ns=ageing,
         undo_ns=undo,
+        copy_ahead_ns=copy_ahead,
+        copy_ahead_bytes=copy_size * MIB,
         device_bytes=None if device is None else device * MIB,
         keep_free_bytes=keep_free * MIB,
         eager=eager,
@@ -150,6 +154,10 @@ class Desk:
             case ef.SendRecall(session=session, lease=lease, slots=recalled):
                 slots = tuple(slot.slot for slot in recalled)
                 self.pending.append(("leave", ev.Left(session=session, lease=lease, slots=slots, failure=None)))
+            case ef.SendCopy(session=session, order=order, slots=ordered):
+                slots = tuple(slot.slot for slot in ordered)
+                copied = ev.Copied(session=session, order=order, slots=slots, failure=None)
+                self.pending.append(("copy", copied))
             case _:
                 pass
 
