@@ -29,6 +29,7 @@ class Residency:
     state: ef.LeaseState
     device_bytes: int
     host_bytes: int
+    copied_bytes: int
 
 
 class Mirror:
@@ -69,6 +70,7 @@ class Mirror:
                 state=line.state,
                 device_bytes=line.device_bytes,
                 host_bytes=line.host_bytes,
+                copied_bytes=line.copied_bytes,
             )
 
     def _hear_totals(self, line: ef.Publish) -> None:
@@ -109,6 +111,7 @@ class Mirror:
                 state=lease.state,
                 device_bytes=lease.device_bytes,
                 host_bytes=lease.host_bytes,
+                copied_bytes=lease.copied_bytes,
             )
             for session in seen.sessions
             for lease in session.leases

@@ -36,6 +36,7 @@ from vrambroker.broker.core.snapshot import SlotState
 
 UNIT = 1 << 20
 DOMAINS = (Domain("user-1"), Domain("user-2"))
+COPIED = "copied out ahead, the link is idle"
 ARENA_OUTCOMES = (ev.ArenaFileReady, ev.ArenaFileFailed, ev.ArenaFileDestroyed)
 
 
@@ -51,7 +52,7 @@ class Shape:
 def draw_limits(chance: Random) -> Limits:
     """Return limits that bite: a small device, a small arena, sometimes a pool."""
     sizes = chance.choice(((UNIT,), (UNIT, 4 * UNIT), (UNIT, 4 * UNIT, 16 * UNIT)))
-    capacity_bytes = chance.randint(12, 28) * UNIT
+    capacity_bytes = chance.randint(12, chance.choice((28, 28, 60))) * UNIT
     keep_free_bytes = chance.choice((0, 2, 4)) * UNIT
     return Limits(
         capacity_bytes=capacity_bytes,
@@ -68,6 +69,8 @@ def draw_limits(chance: Random) -> Limits:
         pool_ns=chance.choice((0, 0, 300, 3_000)),
         arena_ahead=chance.random() < 0.5,
         patience_ns=chance.choice((0, 2_000)),
+        copy_ahead_ns=chance.choice((None, 0, 0, 20, 300)),
+        copy_ahead_bytes=chance.choice((1, 4 * UNIT, 64 * UNIT)),
         device_bytes=chance.choice((None, None, capacity_bytes + keep_free_bytes, capacity_bytes + 8 * UNIT)),
         keep_free_bytes=keep_free_bytes,
         outside_per_session_bytes=chance.choice((1, 4)) * UNIT,
@@ -103,8 +106,11 @@ class World:
         self.at_pause: dict[LeaseId, dict[SlotId, FrameId | None]] = {}
         self.events = 0
         self.entered = 0
+        self.copied = 0
         self.draining = False
         self.faulty = True
+        # How often somebody asks for something while much is under way; with less haste, the link is idle now and then.
+        self.haste = self.chance.choice((0.22, 0.22, 0.08))
         self._arena_sloth = self.chance.choice((0.0, 0.8, 0.98))
         self._drawn = 0
         for _ in range(shape.clients):
@@ -149,10 +155,10 @@ class World:
         return True
 
     def obey_one(self) -> bool:
-        ready = [client for client in self.clients if client.alive and not client.stopped and client.inbox]
+        ready = [client for client in self.clients if client.alive and not client.stopped and client.has_work]
         if not ready:
             return False
-        self.chance.choice(ready).obey()
+        self.chance.choice(ready).go_on()
         self.close_dying_files()
         return True
 
@@ -181,6 +187,7 @@ class World:
         self.broker.check()
         for line in (effect for effect in effects if isinstance(effect, ef.Publish)):
             self.mirror.hear(line)
+            self.copied += line.why == COPIED
         self.mirror.compare(self.broker.snapshot())
         for refusal in (effect for effect in effects if isinstance(effect, ef.Refuse)):
             of_pause = isinstance(self.calls.by_call[refusal.call].what, ev.Pause)
@@ -203,7 +210,8 @@ class World:
                 self.machine.destroy(frame)
             case ev.FrameCreateFailed(frame=frame):
                 self.machine.frames.pop(frame)
-            case ev.FencePassed(frames=frames):
+            case ev.FencePassed(session=session, frames=frames):
+                self.machine.write_late(self.by_session[session].peer.pid)
                 self.machine.pass_fence(frames)
             case ev.ArenaFileReady(file=file):
                 self.machine.files[file].ready = True
@@ -225,6 +233,7 @@ class World:
             case (
                 ef.SendGrant()
                 | ef.SendRecall()
+                | ef.SendCopy()
                 | ef.SendPauseOrder()
                 | ef.SendPauseCancelled()
                 | ef.SendLeaseState()
@@ -245,6 +254,7 @@ class World:
         self,
         order: ef.SendGrant
         | ef.SendRecall
+        | ef.SendCopy
         | ef.SendPauseOrder
         | ef.SendPauseCancelled
         | ef.SendLeaseState
@@ -254,6 +264,8 @@ class World:
         client = self.by_session.get(order.session)
         if client is not None and client.connection is not None:
             client.inbox.append(order)
+            if isinstance(order, ef.SendCopy):
+                self.machine.map_for([slot.to for slot in order.slots], client.peer.pid, client.peer.domain)
 
     def _perform_driver(
         self,
