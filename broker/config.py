@@ -12,6 +12,7 @@ from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import GIB, MIB, Eager
 from vrambroker.broker.core.phase import PhasePlan
+from vrambroker.broker.durations import parse_duration
 from vrambroker.broker.sizes import parse_size
 
 # What host memory is counted in; a device's capacity is counted in its smallest frame.
@@ -92,7 +93,10 @@ class OutsideRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB."""
+    """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB.
+
+    `copy_ahead_ns`: how long kept contents are idle before they are copied out in the background; None: they never are.
+    """
 
     place: Place
     capacity_bytes: int
@@ -101,6 +105,7 @@ class Config:
     run_dir: Path
     plan: PhasePlan | None = None
     outside: OutsideRules = OutsideRules()
+    copy_ahead_ns: int | None = None
 
     @property
     def device(self) -> str:
@@ -116,6 +121,7 @@ class Config:
         run_dir: Path | None = None,
         plan: PhasePlan | None = None,
         outside: OutsideRules = OutsideRules(),
+        copy_ahead: str | None = None,
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -137,6 +143,7 @@ class Config:
             run_dir=default_run_dir() if run_dir is None else run_dir,
             plan=plan,
             outside=rules,
+            copy_ahead_ns=place.copy_ahead_ns if copy_ahead is None else _duration_or_off(copy_ahead),
         )
 
 
@@ -149,6 +156,10 @@ class _Bounds:
 
 def _size_or_nothing(text: str | None) -> int | None:
     return 0 if text == "0" else None if text is None else parse_size(text, "keep_free")
+
+
+def _duration_or_off(text: str) -> int | None:
+    return None if text == "off" else parse_duration(text, "copy_ahead")
 
 
 def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -> int:

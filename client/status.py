@@ -44,6 +44,7 @@ class TagStatus:
     """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock.
 
     `sealed`: nobody can write to it, and what it has on the host while it is resident is the copy that it keeps.
+    `copied_bytes`: what of it is on the host as well while it is idle, so that taking it is an unmap.
     """
 
     tag: str
@@ -55,6 +56,7 @@ class TagStatus:
     since_ns: int
     priority: int
     sealed: bool
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,7 @@ class StreamEvent:
     held_bytes: int
     host_file_bytes: int
     phase: str = ""
+    copied_bytes: int = 0
 
 
 def status_of(message: "broker_pb2.Status") -> Status:
@@ -248,6 +251,7 @@ def event_of(message: "broker_pb2.Event") -> StreamEvent:
         free_bytes=message.free_bytes,
         held_bytes=message.held_bytes,
         host_file_bytes=message.host_file_bytes,
+        copied_bytes=message.copied_bytes,
         phase=message.phase,
     )
 
@@ -311,6 +315,7 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         since_ns=message.since_ns,
         priority=message.priority,
         sealed=message.sealed,
+        copied_bytes=message.copied_bytes,
     )
 
 
