@@ -145,6 +145,19 @@ TEST(copying, what_was_copied_of_an_order_under_way_leaves_at_once) {
   CHECK_EQ(stage.out_bytes(), 2 * FRAME);
 }
 
+TEST(copying, what_is_recalled_is_copied_before_the_rest) {
+  Copying stage;
+  stage.begin({FIRST, SECOND, THIRD});
+  stage.peer.recall(3, {{6, SLOT_PARK, 9, 8 * MIB}});
+  stage.sync();
+  stage.rig.device->let_one_copy_go();
+  stage.rig.device->wait_for_copy();
+  stage.rig.device->let_one_copy_go();
+  stage.expect_left({6});
+  stage.rig.device->let_copies_go();
+  stage.expect_copied({4, 5, 6});
+}
+
 TEST(copying, a_recall_to_another_place_copies_again) {
   Copying stage;
   stage.begin({FIRST});
