@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from vrambroker.broker.core.arena import Arena
-from vrambroker.broker.core.effects import Effect, Kind, LeaseState, Outcome, Publish, Refuse, Reply
+from vrambroker.broker.core.effects import Effect, Extent, Kind, LeaseState, Outcome, Publish, Refuse, Reply
 from vrambroker.broker.core.errors import (
     BrokerError,
     DriverFailed,
@@ -98,6 +98,24 @@ class Release:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class CopyOrder:
+    """An order to copy slots out that was not answered yet: until it is, its agent may write to these places, whatever
+    has become of the lease. `pause`: which of the lease's it was given in. `since`: when that was.
+    """
+
+    order: OrderId
+    session: SessionId
+    lease: LeaseId
+    pause: int
+    slots: dict[SlotId, Extent]
+    since: Instant
+
+    def is_about(self, lease: Lease) -> bool:
+        """Tell whether the pause that it was given in is still under way."""
+        return lease.lease == self.lease and lease.paused and lease.pauses == self.pause
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Outside:
     """What is known of memory that is no lease. `used_bytes`: as last measured; `grew_at`: when it was last found to have
     grown by much, from `low_bytes`. `withheld_bytes`: capacity that is kept out of use for it; `refills`: the tickets
@@ -126,6 +144,7 @@ class Told:
     device_bytes: int
     host_bytes: int
     spill_bytes: int
+    copied_bytes: int = 0
 
 
 class Book:
@@ -172,6 +191,8 @@ class Book:
         self.supply_grew = False
         self.pool_until: Instant | None = None
         self.pooled_bytes = 0
+        self.copies: dict[SessionId, CopyOrder] = {}
+        self.copy_at: Instant | None = None
         self._deadlines: list[tuple[Instant, int, Bounded]] = []
         self._bounded = 0
 

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import islice
 
 from vrambroker.broker.core.ids import Instant, LeaseId
 from vrambroker.broker.core.lease import Lease
@@ -43,6 +44,11 @@ class IdleLeases:
     def bytes_of(self, lease: LeaseId) -> int:
         known = self._known.get(lease)
         return known[1] if known is not None else 0
+
+    def from_cost(self, cost: int) -> Iterator[LeaseId]:
+        """Yield those that cost at least so much to take, in their order."""
+        first = bisect_left(self._order, cost, key=lambda key: key[0])
+        return (lease for *_, lease in islice(self._order, first, None))
 
     def __iter__(self) -> Iterator[LeaseId]:
         return (lease for *_, lease in self._order)

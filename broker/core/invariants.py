@@ -2,7 +2,7 @@
 included.
 """
 
-from vrambroker.broker.core import withheld
+from vrambroker.broker.core import recall, withheld
 from vrambroker.broker.core.arena import GOING, Arena, ArenaFile
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
@@ -33,6 +33,7 @@ def check(book: Book) -> None:
     calls_wait_for_something(book)
     kept_bytes_are_counted(book)
     handover_is_whole(book)
+    copies_are_ordered(book)
     what_is_outside_is_withheld(book)
 
 
@@ -481,3 +482,31 @@ def handover_is_whole(book: Book) -> None:
     if handover is not None:
         for order in handover.orders.values():
             _hold(order.session in book.sessions.live and order.order not in book.orders, name, order)
+
+
+def copies_are_ordered(book: Book) -> None:
+    """What is written to is what orders name that were not answered; and what can be ordered out does not wait."""
+    name = "what is written to was ordered"
+    ordered: dict[tuple[ArenaFileId, int], int] = {}
+    for session, order in book.copies.items():
+        _hold(
+            session == order.session and (session in book.sessions.live or session in book.sessions.ended), name, order
+        )
+        for extent in order.slots.values():
+            place = (extent.file, extent.offset_bytes)
+            _hold(place not in ordered, "a place is written to by one agent", extent)
+            if extent.file in book.arena.files:
+                ordered[place] = extent.size_bytes
+        lease = book.leases.get(order.lease)
+        for slot in lease.slots.values() if lease is not None and order.is_about(lease) else ():
+            named = order.slots.get(slot.slot)
+            _hold(named in (None, slot.extent), "in the same pause a slot keeps its place", slot)
+    written = {(file.file, at): size for file in book.arena.files.values() for at, size in file.written.items()}
+    _hold(written == ordered, name, written)
+    for lease in book.leases.values():
+        for slot in map(lease.slots.__getitem__, lease.going):
+            _hold(not recall.has_place(book, lease, slot), "what can be ordered out does not wait", slot)
+            waits = slot.slot in book.spill.waiting
+            if slot.park is not None:
+                waits = lease.lease in book.arena_of(slot.park.file).files[slot.park.file].waiting
+            _hold(waits, "what waits for its place is found again", slot)

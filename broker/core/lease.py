@@ -41,6 +41,9 @@ class Lease:
 
     `sealed`: nobody can write to it, so that what is parked of it stays true when it comes back. `doubled_bytes`: what is
     mapped and parked as well, so that to take it is an unmap.
+
+    `pauses`: which pause this is; what was copied in another is not what is there now. `uncopied`: copying it out ahead has
+    failed in this pause, so that it is not tried again.
     """
 
     lease: LeaseId
@@ -58,6 +61,8 @@ class Lease:
     seated: bool = False
     opened: bool = False
     sealed: bool = False
+    pauses: int = 0
+    uncopied: bool = False
     lock: TicketId | None = None
     pending_slots: int = 0
     host_bytes: int = 0
@@ -131,6 +136,11 @@ class Lease:
         return self.mapped_bytes - self.going_bytes if free_to_take else 0
 
     @property
+    def copied_bytes(self) -> int:
+        """What of an idle lease is parked as well; of others nobody asks."""
+        return self.doubled_bytes if self.state in (LeaseState.IDLE, LeaseState.PARTIAL) else 0
+
+    @property
     def state(self) -> LeaseState:
         if self.count[SlotState.GRANTED] or (not self.slots and self.growing):
             return LeaseState.ARRIVING
@@ -183,6 +193,11 @@ class Lease:
         invariant(slot.extent is None and extent.size_bytes == slot.size_bytes, "a slot has one extent of its own size")
         slot.extent = extent
         self.host_bytes += extent.size_bytes
+
+    def keep_copy(self, slot: Slot) -> None:
+        """Note that the slot's contents are in its extent."""
+        invariant(slot.extent is not None and not slot.copied, "a copy has a place, and is made once")
+        self.note(slot, copied=True, spilled=slot.spilled)
 
     def displace(self, slot: Slot) -> Extent | None:
         """Take the slot's extent from it, with whatever is in it."""

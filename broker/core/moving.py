@@ -177,6 +177,7 @@ def _seat(book: Book, ticket: Ticket) -> None:
             for slot in lease.slots.values():
                 places.let_go(book, lease, slot)
             lease.seated = True
+            lease.pauses += 1
             book.touch(lease, "all of it is back, and opens with the rest")
 
 

@@ -72,7 +72,8 @@ class SlotView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
     """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use;
-    `spill_bytes`: its places in the spill store.
+    `spill_bytes`: its places in the spill store. `copied_bytes`: what of an idle lease is in the arena already, so that
+    taking it is an unmap.
     `takeable`: nothing has gone wrong with taking its frames since it was paused. `sealed`: nobody can write to it.
     """
 
@@ -88,6 +89,7 @@ class LeaseView:
     device_bytes: int
     host_bytes: int
     spill_bytes: int
+    copied_bytes: int
     slots: tuple[SlotView, ...]
 
 
