@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
+from vrambroker.broker.core.limits import Eager
 
 if TYPE_CHECKING:
     from vrambroker.broker.plan.model import Plan
@@ -131,15 +132,31 @@ def serve(
         str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
     ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan of phases to begin with.")] = None,
+    keep_free: Annotated[
+        str | None, typer.Option(help="What stays free of a GPU for contexts, NCCL and other processes; 2 GiB.")
+    ] = None,
+    outside_per_session: Annotated[
+        str, typer.Option(help="What a session's process may have outside of leases before it counts as somebody else.")
+    ] = "4GiB",
+    eager: Annotated[
+        Eager, typer.Option(help="Take idle memory though nobody asks for it; auto: while others use the GPU.")
+    ] = Eager.AUTO,
     run_dir: RunDir = None,
 ) -> None:
     """Run the daemon of one device until SIGTERM."""
-    from vrambroker.broker.config import Config
+    from vrambroker.broker.config import Config, OutsideRules
     from vrambroker.broker.daemon import serve as serve_device
 
     with _reported():
         phases = None if plan is None else _read_plan(plan).phases
-        config = Config.of(device=device, capacity=capacity, host_budget=host_budget, run_dir=run_dir, plan=phases)
+        config = Config.of(
+            device=device,
+            capacity=capacity,
+            host_budget=host_budget,
+            run_dir=run_dir,
+            plan=phases,
+            outside=OutsideRules.of(keep_free=keep_free, per_session=outside_per_session, eager=eager),
+        )
         serve_device(config)
 
 
@@ -292,6 +309,28 @@ def budget(
 def _budget_revision(control: "Control", session: str, tag: str) -> int:
     entries = [one for one in control.status().sessions if one.name == session]
     return next((budget.revision for one in entries for budget in one.budgets if budget.tag == tag), 0)
+
+
+@app.command("make-room")
+def make_room(
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2GiB.")],
+    lasts: Annotated[
+        float,
+        typer.Option("--for", help="Seconds to keep it, unless it is used before; at most 600.", callback=_seconds),
+    ] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for room; 0: only for what is certain.", callback=_seconds)
+    ] = 10.0,
+    device: Device = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Have room on a device for memory that is no lease, such as a process that is about to start; prints a ticket."""
+    from vrambroker.broker.sizes import parse_size
+
+    _use_run_dir(run_dir)
+    with _reported(), _acting_on(_one_endpoint(device)) as control:
+        ticket = control.make_room(parse_size(size, "size"), lasts_s=lasts, timeout_s=timeout)
+        print(ticket)  # noqa: T201
 
 
 @app.command()

@@ -4,13 +4,13 @@ which plan of phases to begin with.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
 from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
-from vrambroker.broker.core.limits import MIB
+from vrambroker.broker.core.limits import GIB, MIB, Eager
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.sizes import parse_size
 
@@ -56,6 +56,41 @@ def default_run_dir() -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideRules:
+    """What becomes of memory that is no lease. `keep_free_bytes`: how much is left free for it; as the device has it, if
+    None.
+    """
+
+    keep_free_bytes: int | None = None
+    per_session_bytes: int = 4 * GIB
+    eager: Eager = Eager.AUTO
+
+    @staticmethod
+    def of(*, keep_free: str | None, per_session: str, eager: Eager) -> "OutsideRules":
+        """Return the rules that these words mean; raises `InvalidArgument`."""
+        return OutsideRules(
+            keep_free_bytes=_size_or_nothing(keep_free),
+            per_session_bytes=parse_size(per_session, "outside_per_session"),
+            eager=eager,
+        )
+
+    def for_place(self, place: Place) -> "OutsideRules":
+        """Return them with the device's own defaults; raises `InvalidArgument` where nobody measures, or for all there is."""
+        if place.keep_free_bytes is None and self.keep_free_bytes is not None:
+            raise InvalidArgument(
+                message=f"nothing can be kept free on {place.name}: nobody measures what others use of it",
+                argument="keep_free",
+            )
+        keep_free_bytes = self.keep_free_bytes if self.keep_free_bytes is not None else place.keep_free_bytes or 0
+        if keep_free_bytes >= place.device_bytes:
+            raise InvalidArgument(
+                message=f"keep_free of {keep_free_bytes} bytes leaves nothing of {place.device_bytes}",
+                argument="keep_free",
+            )
+        return replace(self, keep_free_bytes=keep_free_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB."""
 
@@ -65,6 +100,7 @@ class Config:
     arena_file_bytes: int
     run_dir: Path
     plan: PhasePlan | None = None
+    outside: OutsideRules = OutsideRules()
 
     @property
     def device(self) -> str:
@@ -79,6 +115,7 @@ class Config:
         host_budget: str | None = None,
         run_dir: Path | None = None,
         plan: PhasePlan | None = None,
+        outside: OutsideRules = OutsideRules(),
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -87,7 +124,9 @@ class Config:
         place = open_place(parse_device(device))
         limit_bytes = memory_limit_bytes()
         host = _Bounds(default_bytes=limit_bytes // 2, most_bytes=limit_bytes, of="the memory limit")
-        of_device = _Bounds(default_bytes=place.lent_bytes, most_bytes=place.device_bytes, of=f"device {place.name}")
+        rules = outside.for_place(place)
+        lent_bytes = min(place.lent_bytes, place.device_bytes - (rules.keep_free_bytes or 0))
+        of_device = _Bounds(default_bytes=lent_bytes, most_bytes=place.device_bytes, of=f"device {place.name}")
         sizes_bytes = place.frame_sizes_bytes
         budget_bytes = _whole(host_budget, "host_budget", host, GRAIN_BYTES)
         return Config(
@@ -97,6 +136,7 @@ class Config:
             arena_file_bytes=min(max(ARENA_FILE_BYTES_MIN, sizes_bytes[-1]), budget_bytes),
             run_dir=default_run_dir() if run_dir is None else run_dir,
             plan=plan,
+            outside=rules,
         )
 
 
@@ -105,6 +145,10 @@ class _Bounds:
     default_bytes: int
     most_bytes: int
     of: str
+
+
+def _size_or_nothing(text: str | None) -> int | None:
+    return 0 if text == "0" else None if text is None else parse_size(text, "keep_free")
 
 
 def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -> int:

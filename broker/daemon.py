@@ -26,6 +26,7 @@ from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.messages import Here, status_of
 from vrambroker.broker.adapters.notify import notify
+from vrambroker.broker.adapters.outside_meter import OutsideMeter
 from vrambroker.broker.adapters.roster import Roster
 from vrambroker.broker.adapters.rpc import BrokerService
 from vrambroker.broker.adapters.rpc_server import RpcServer
@@ -83,6 +84,7 @@ class _Parts:
     handles: HandleServer
     roster: Roster
     runtime: Runtime
+    meter: OutsideMeter
     frames: Frames
     arena: HostArena
     calls: Calls
@@ -128,6 +130,10 @@ class _Daemon:
             arena_file_bytes=config.arena_file_bytes,
             pool_ns=config.place.pool_ns,
             arena_ahead=config.place.arena_ahead,
+            device_bytes=None if config.place.keep_free_bytes is None else config.place.device_bytes,
+            keep_free_bytes=config.outside.keep_free_bytes or 0,
+            outside_per_session_bytes=config.outside.per_session_bytes,
+            eager=config.outside.eager,
         )
         runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)
@@ -166,7 +172,12 @@ class _Daemon:
             submit=runtime.submit,
             now=clock.now,
         )
+        meter = OutsideMeter(
+            read=frames.foreign_bytes, deliver=runtime.deliver, step_bytes=config.place.frame_sizes_bytes[0]
+        )
         runtime.start(World(frames=frames, arena=arena, peers=workers, answers=calls, observers=(history, journal)))
+        if limits.device_bytes is not None:
+            meter.start()
         if config.plan is not None:
             runtime.submit(_set_plan(calls, config.plan))
         return _Parts(
@@ -174,6 +185,7 @@ class _Daemon:
             handles=handles,
             roster=roster,
             runtime=runtime,
+            meter=meter,
             frames=frames,
             arena=arena,
             calls=calls,
@@ -194,6 +206,7 @@ class _Daemon:
         parts.history.close()
         await parts.rpc.stop(STOP_GRACE_S)
         parts.runtime.stop()
+        parts.meter.close()
         parts.handles.close()
         parts.roster.close()
         parts.frames.close()

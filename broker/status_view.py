@@ -55,6 +55,10 @@ def _headline(status: Status) -> Text:
     line.append(f"{size_text(device.lent_bytes)} lent of {size_text(device.capacity_bytes)}")
     line.append(f", {size_text(device.free_bytes)} free, {size_text(device.held_bytes)} held")
     line.append(f", {size_text(device.foreign_bytes)} foreign")
+    if device.withheld_bytes:
+        line.append(f", {size_text(device.withheld_bytes)} of the held kept out of use for that")
+    if device.eager:
+        line.append(f"\nidle memory is taken at once: outside of leases, {device.eager}", style="yellow")
     arena = f"\nhost arena {size_text(host.used_bytes)} in files of {size_text(host.file_bytes)}"
     line.append(f"{arena}, at most {size_text(host.budget_bytes)}", style="dim")
     line.append(f" · vrambroker {status.version}, pid {status.pid}", style="dim")

@@ -34,6 +34,7 @@ from vrambroker.broker.core.errors import (
 )
 from vrambroker.client.callbacks import Decline
 from vrambroker.client.memory import Hold, Memory, connect
+from vrambroker.client.room import Room, make_room
 
 __all__ = [
     "BrokerError",
@@ -54,6 +55,7 @@ __all__ = [
     "PeerUnidentified",
     "QuotaExceeded",
     "RequestConflict",
+    "Room",
     "Starting",
     "UnknownLease",
     "UnknownPhase",
@@ -64,4 +66,5 @@ __all__ = [
     "WaitExpired",
     "WrongState",
     "connect",
+    "make_room",
 ]

@@ -166,6 +166,18 @@ class Control:
         )
         return self._ask(lambda stub: stub.Hold, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S).ticket
 
+    def make_room(self, size_bytes: int, *, lasts_s: float = 30.0, timeout_s: float = 10.0) -> int:
+        """Have so much free for memory that is no lease, for so long; returns the ticket to `cancel` it by."""
+        from vrambroker.v1 import broker_pb2
+
+        request = broker_pb2.MakeRoomRequest(
+            request_id=_request_id(),
+            size_bytes=native.whole_number(size_bytes, "size_bytes", 64),
+            lasts_ms=native.milliseconds(lasts_s),
+            timeout_ms=native.milliseconds(timeout_s),
+        )
+        return self._ask(lambda stub: stub.MakeRoom, request, timeout_s=timeout_s + ANSWER_TIMEOUT_S).ticket
+
     def cancel(self, ticket: int, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """End a ticket: whoever waits for it gets `Cancelled`. Raises `UnknownTicket` if there is none."""
         from vrambroker.v1 import broker_pb2

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:
-    """The device's bytes: lent + held + free = capacity; foreign ones are in use and none of the daemon's."""
+    """The device's bytes: lent + held + free = capacity; foreign ones are in use and none of the daemon's.
+
+    `withheld_bytes` of the held ones are kept out of use, so that foreign memory has room to grow. `eager`: why idle memory
+    is taken though nobody asks for it; empty, if it is not.
+    """
 
     id: str
     capacity_bytes: int
@@ -19,6 +23,8 @@ class DeviceStatus:
     held_bytes: int
     foreign_bytes: int
     peak_lent_bytes: int
+    withheld_bytes: int = 0
+    eager: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +199,8 @@ def status_of(message: "broker_pb2.Status") -> Status:
             held_bytes=device.held_bytes,
             foreign_bytes=device.foreign_bytes,
             peak_lent_bytes=device.peak_lent_bytes,
+            withheld_bytes=device.withheld_bytes,
+            eager=device.eager,
         ),
         sessions=tuple(_session_of(session) for session in message.sessions),
         queue=tuple(_ticket_of(ticket) for ticket in message.queue),

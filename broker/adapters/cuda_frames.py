@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 AHEAD_FRAMES = 4
 KEEP_FREE_BYTES = 2 * GIB
+OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 POOL_NS = 2_000_000_000
 # The readings that fences wait for: all of them share one, and after a few seconds there is one in two seconds.
 FENCE_POLL_FIRST_S = 0.001
@@ -201,7 +202,7 @@ class CudaFrames:
             return
         else:
             self._tight = True
-            self._deliver(FrameCreateFailed(frame=frame, driver_call=made.call, driver_result=made.result))
+            self._deliver(_failed(frame, made))
         self._refill()
 
     def _give_ahead_back(self) -> None:
@@ -335,6 +336,13 @@ class CudaFrames:
         return self._last_outside_bytes
 
 
+def _failed(frame: FrameId, refusal: DriverRefused) -> FrameCreateFailed:
+    out_of_memory = refusal.result == OUT_OF_MEMORY
+    return FrameCreateFailed(
+        frame=frame, driver_call=refusal.call, driver_result=refusal.result, out_of_memory=out_of_memory
+    )
+
+
 def _is_fall(fall_bytes: int, size_bytes: int) -> bool:
     """Say whether so much memory has gone, give or take what others did meanwhile."""
     return fall_bytes >= size_bytes - min(FENCE_SLACK_BYTES, size_bytes // 2)
@@ -366,8 +374,13 @@ class CudaPlace:
 
     @property
     def lent_bytes(self) -> int:
-        """Return all but `KEEP_FREE_BYTES`, which is for contexts, NCCL and whatever else is no lease."""
-        return max(0, self.device_bytes - KEEP_FREE_BYTES)
+        """Return all but what is kept free, in whole frames."""
+        return max(0, self.device_bytes - self.keep_free_bytes)
+
+    @property
+    def keep_free_bytes(self) -> int:
+        """Return 2 GiB, which is for contexts, NCCL and whatever else is no lease."""
+        return KEEP_FREE_BYTES
 
     @property
     def frame_sizes_bytes(self) -> tuple[int, ...]:

@@ -100,6 +100,8 @@ def status_of(snapshot: Snapshot, *, here: Here, foreign_bytes: int, now: Instan
             held_bytes=snapshot.held_bytes,
             foreign_bytes=foreign_bytes,
             peak_lent_bytes=snapshot.peak_lent_bytes,
+            withheld_bytes=snapshot.withheld_bytes,
+            eager=snapshot.eager,
         ),
         sessions=[_session(session) for session in snapshot.sessions],
         queue=[_ticket(ticket) for ticket in snapshot.queue],

@@ -10,7 +10,8 @@ from vrambroker.broker.ports import Deliver, Frames
 
 
 class Place(Protocol):
-    """A device, found and open. `lent_bytes` is what is lent of it unless the operator says otherwise.
+    """A device, found and open. `lent_bytes` is what is lent of it unless the operator says otherwise, and
+    `keep_free_bytes` what is left free for others; None where nobody measures what they use.
 
     `arena_ahead`: whether host memory is set up for contents before they must be parked. `pool_ns`: for how long
     frames that come back are kept for whoever asks next.
@@ -22,6 +23,8 @@ class Place(Protocol):
     def device_bytes(self) -> int: ...
     @property
     def lent_bytes(self) -> int: ...
+    @property
+    def keep_free_bytes(self) -> int | None: ...
     @property
     def frame_sizes_bytes(self) -> tuple[int, ...]: ...
     @property
@@ -44,6 +47,11 @@ class HostPlace:
     def lent_bytes(self) -> int:
         """Return a quarter: the pages are the clients' memory, beside the arena and all else they have."""
         return self.device_bytes // 4
+
+    @property
+    def keep_free_bytes(self) -> None:
+        """Return None: others use the host's memory as they do without a daemon."""
+        return None
 
     @property
     def frame_sizes_bytes(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from vrambroker.broker.adapters.calls import Calls, Tell
-from vrambroker.broker.adapters.deadlines import deadline
+from vrambroker.broker.adapters.deadlines import NS_PER_MS, deadline
 from vrambroker.broker.adapters.error_detail import STATUS_OF, message_of, to_detail
 from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.identity import Process
@@ -207,6 +207,21 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
 
         held = await self._ask(context, request.request_id, set_aside, effects.Held)
         return v1.HoldResponse(ticket=held.ticket)
+
+    async def MakeRoom(self, request: v1.MakeRoomRequest, context: Context) -> v1.MakeRoomResponse:
+        """Have room for memory that is no lease."""
+
+        def make_room(call: Call, caller: Caller) -> Event:
+            return events.MakeRoom(
+                call=call,
+                size_bytes=request.size_bytes,
+                lasts_ns=request.lasts_ms * NS_PER_MS,
+                wait=request.timeout_ms != 0,
+                deadline=deadline(self._now(), request.timeout_ms),
+            )
+
+        held = await self._ask(context, request.request_id, make_room, effects.Held)
+        return v1.MakeRoomResponse(ticket=held.ticket)
 
     async def Cancel(self, request: v1.CancelRequest, context: Context) -> v1.CancelResponse:
         """End a ticket before its time."""

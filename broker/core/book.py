@@ -7,7 +7,7 @@ one back.
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ from vrambroker.broker.core.errors import (
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.handover import Handover
 from vrambroker.broker.core.idle import Holdings, IdleLeases
-from vrambroker.broker.core.ids import CallId, FrameId, Instant, LeaseId, OrderId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.ids import OUTSIDE, CallId, FrameId, Instant, LeaseId, OrderId, SessionId, SlotId, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame, Ledger
 from vrambroker.broker.core.limits import Limits
@@ -46,6 +46,9 @@ HOLDERS_MAX = 32
 
 NAMED_MAX = 4
 """How many of them its message names."""
+
+OUTSIDE_NAME = "(outside of leases)"
+"""Who holds what is kept out of use, as an error or a status names it."""
 
 WORTH_A_LINE = (OutOfDeviceMemory, OutOfHostMemory, WaitExpired, NotQuiescent, QuotaExceeded, DriverFailed)
 """Refusals that whoever watches wants to hear of; the others are the caller's own mistakes."""
@@ -83,6 +86,21 @@ class Release:
     moved_at: Instant
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class Outside:
+    """What is known of memory that is no lease. `used_bytes`: as last measured; `grew_at`: when it was last found to have
+    grown by much, from `low_bytes`. `withheld_bytes`: capacity that is kept out of use for it; `refills`: the tickets
+    that bring more of that. `refused_bytes`: what the driver did not have since it was measured.
+    """
+
+    used_bytes: int = 0
+    low_bytes: int = 0
+    grew_at: Instant | None = None
+    withheld_bytes: int = 0
+    refused_bytes: int = 0
+    refills: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
+
+
 Bounded = Ticket | PauseOrder | Release
 """What does not wait for ever."""
 
@@ -107,6 +125,7 @@ class Book:
         self.next_id = 1
         self.draining = False
         self.ledger = Ledger(limits.capacity_bytes)
+        self.outside = Outside()
         self.arena = Arena(
             budget_bytes=limits.host_budget_bytes,
             file_bytes=limits.arena_file_bytes,
@@ -207,6 +226,8 @@ class Book:
         return leases
 
     def name_of(self, session: SessionId) -> str:
+        if session == OUTSIDE:
+            return OUTSIDE_NAME
         live = self.sessions.live.get(session)
         if live is not None:
             return live.name
@@ -315,7 +336,8 @@ class Book:
     def wait(self, call: CallId, what: Bounded) -> None:
         """Leave a call unanswered for now, until its deadline at the latest."""
         self.waits[call] = what
-        self.sessions.live[what.session].waits[call] = None
+        if what.session != OUTSIDE:
+            self.sessions.live[what.session].waits[call] = None
         self.bound(what)
 
     def bound(self, what: Bounded) -> None:
@@ -349,7 +371,8 @@ class Book:
         """Return when a wait is over; nothing, if it is over already. What is moving is not cut short."""
         match what:
             case Ticket():
-                waits = self.tickets.get(what.ticket) is what and what.stage not in (Stage.UNDOING, Stage.KEPT)
+                kept_for_good = what.stage is Stage.KEPT and not what.lasts_ns
+                waits = self.tickets.get(what.ticket) is what and what.stage is not Stage.UNDOING and not kept_for_good
             case PauseOrder() | Release():
                 waits = self.waits.get(what.call) is what
         if not waits:
@@ -417,6 +440,8 @@ class Book:
         )
 
     def _ticket_holders(self) -> Iterator[Holder]:
+        if self.outside.withheld_bytes:
+            yield Holder(session=OUTSIDE_NAME, tag="", state="withheld", size_bytes=self.outside.withheld_bytes)
         for ticket in self.tickets.values():
             size_bytes = ticket.hold.in_hand_bytes + min(ticket.hold.reserved_bytes, ticket.hold.keep_bytes)
             if size_bytes:

@@ -14,6 +14,7 @@ from vrambroker.broker.core import (
     invariants,
     lending,
     outcomes,
+    outside,
     pausing,
     phases,
     reports,
@@ -24,12 +25,13 @@ from vrambroker.broker.core import (
     settlement,
     turns,
     views,
+    withheld,
 )
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import Attached, Done, Effect, Kind, Refuse, Reply, SendDraining
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WaitExpired, invariant
-from vrambroker.broker.core.ids import Instant
+from vrambroker.broker.core.ids import OUTSIDE, Instant
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.requests import MutatingCall, Progress, Remembered
 from vrambroker.broker.core.snapshot import Snapshot
@@ -56,6 +58,7 @@ DriverOutcome = (
     ev.FrameCreated
     | ev.FrameCreateFailed
     | ev.FrameDestroyed
+    | ev.OutsideMeasured
     | ev.ArenaFileReady
     | ev.ArenaFileFailed
     | ev.ArenaFileDestroyed
@@ -89,6 +92,7 @@ class Broker:
                 | ev.Prioritize()
                 | ev.SetBudget()
                 | ev.SetAside()
+                | ev.MakeRoom()
                 | ev.Cancel()
                 | ev.Seal()
                 | ev.Unseal()
@@ -123,7 +127,8 @@ class Broker:
 
     def next_deadline(self) -> Instant | None:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
-        deadlines = (self._book.next_deadline(), self._book.pool_until, phases.next_deadline(self._book))
+        book = self._book
+        deadlines = (book.next_deadline(), book.pool_until, phases.next_deadline(book), withheld.next_deadline(book))
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -171,6 +176,8 @@ def _refuse(book: Book, event: MutatingCall, error: BrokerError) -> None:
             book.refuse(event.call.call, error, session=book.name_of(session), tag=tag)
         case ev.SetAside(session=session):
             book.refuse(event.call.call, error, session=book.name_of(session))
+        case ev.MakeRoom():
+            book.refuse(event.call.call, error, session=book.name_of(OUTSIDE))
         case ev.Pause(session=session, tags=tags) | ev.Resume(session=session, tags=tags):
             book.refuse(event.call.call, error, session=book.name_of(session), tag=tags[0] if tags else "")
         case _:
@@ -199,6 +206,8 @@ def _perform(book: Book, event: MutatingCall) -> None:
             budgets.set_budget(book, event)
         case ev.SetAside():
             reserving.set_aside(book, event)
+        case ev.MakeRoom():
+            outside.make_room(book, event)
         case ev.Cancel():
             turns.cancel(book, event)
         case ev.Seal():
@@ -275,6 +284,8 @@ def _outcome(book: Book, event: DriverOutcome) -> None:
             outcomes.frame_create_failed(book, event)
         case ev.FrameDestroyed():
             outcomes.frame_destroyed(book, event)
+        case ev.OutsideMeasured():
+            outside.measured(book, event)
         case ev.ArenaFileReady():
             outcomes.arena_file_ready(book, event)
         case ev.ArenaFileFailed():
@@ -318,6 +329,7 @@ def _drain(book: Book) -> None:
 def _expire(book: Book) -> None:
     """Refuse everything whose time is up."""
     phases.expire(book)
+    withheld.expire(book)
     while (expired := book.pop_expired()) is not None:
         match expired:
             case Ticket():

@@ -114,6 +114,8 @@ def require_room_for_change(book: Book, leave: Iterable[Lease], come: Iterable[L
 
 def fault_of(book: Book, ticket: Ticket) -> QuotaExceeded | None:
     """Return what is wrong with bringing back a ticket's leases now: others may have come back since it was queued."""
+    if not ticket.leases:
+        return None
     try:
         session = book.sessions.live[ticket.session]
         require_room_to_come_back(book, session, (book.leases[lease] for lease in ticket.leases))

@@ -67,7 +67,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Capacity is set aside under this ticket, until it is used up, or the ticket cancelled."""
+    """Capacity is set aside under this ticket, until it is used up, its time is over, or the ticket cancelled."""
 
     ticket: TicketId
 
@@ -283,6 +283,7 @@ class Kind(Enum):
     RECALLED = "recalled"
     BUDGET_CHANGED = "budget_changed"
     DEVICE_CHANGED = "device_changed"
+    OUTSIDE_CHANGED = "outside_changed"
     MARKED = "marked"
     PLAN_SET = "plan_set"
     PHASE_ENTERING = "phase_entering"

@@ -220,6 +220,21 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MakeRoom:
+    """Have so much of the device free for memory that is no lease, for as long as `lasts_ns` or until somebody outside
+    uses it. Answered `Held` when it is free.
+
+    With `wait` false it waits only for what is certain; `deadline` still bounds that.
+    """
+
+    call: Call
+    size_bytes: int
+    lasts_ns: int
+    wait: bool
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
     """Refuse a waiting ticket (`Cancelled`); what is on the way to it goes back, what is set aside is free again.
     Answered `Done`, also if the ticket is on its way back already.
@@ -374,6 +389,14 @@ class FrameCreateFailed:
     frame: FrameId
     driver_call: str
     driver_result: str
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideMeasured:
+    """A reading of what is in use on the device and is no frame: contexts, NCCL, memory of whoever is no session."""
+
+    used_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,6 +449,7 @@ Event = (
     | Prioritize
     | SetBudget
     | SetAside
+    | MakeRoom
     | Cancel
     | Seal
     | Unseal
@@ -445,6 +469,7 @@ Event = (
     | FrameCreated
     | FrameCreateFailed
     | FrameDestroyed
+    | OutsideMeasured
     | ArenaFileReady
     | ArenaFileFailed
     | ArenaFileDestroyed

@@ -4,7 +4,7 @@ Frames are handed on as they come: what leaves one session is granted to the nex
 copied out. `progress` is the one place that decides this.
 """
 
-from vrambroker.broker.core import files, hold, recall, rooms
+from vrambroker.broker.core import files, hold, recall, rooms, withheld
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import (
     GrantedSlot,
@@ -44,7 +44,10 @@ def _hand_over(book: Book, ticket: Ticket) -> None:
     faster than many small ones.
     """
     if isinstance(ticket.demand, Room):
-        rooms.keep_if_there(book, ticket)
+        if not ticket.refill:
+            rooms.keep_if_there(book, ticket)
+        elif ticket.hold.complete:
+            withheld.absorb(book, ticket)
         return
     if not ticket.hold.creating:
         match ticket.demand:
@@ -196,9 +199,15 @@ def break_promise(book: Book, frame: Frame) -> None:
     """Have the ticket that counted on this frame wait again, at its old place; what it had got goes back."""
     if frame.ticket is None:
         return
-    ticket = book.tickets[frame.ticket]
+    lose_frame(book, book.tickets[frame.ticket])
+
+
+def lose_frame(book: Book, ticket: Ticket) -> None:
+    """Have a ticket wait again that has lost something of what was set aside for it."""
     invariant(ticket.stage is Stage.ADMITTED, "only an admitted ticket has promises")
-    if ticket.slots:
+    if ticket.refill:
+        withheld.give_up(book, ticket)
+    elif ticket.slots:
         _take_back(book, ticket)
     else:
         hold.empty(book, ticket)

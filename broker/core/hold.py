@@ -6,7 +6,7 @@ from vrambroker.broker.core import recall
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import CreateFrame, DestroyFrame, Kind
 from vrambroker.broker.core.errors import invariant
-from vrambroker.broker.core.ids import Domain, FrameId, LeaseId
+from vrambroker.broker.core.ids import OUTSIDE, Domain, FrameId, LeaseId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.scheduler import Need, Plan
@@ -38,20 +38,23 @@ def total_bytes(book: Book, ticket: Ticket) -> int:
 
 def need_of(book: Book, ticket: Ticket) -> Need:
     """Return the ticket's need, frame by frame."""
-    domain = book.sessions.live[ticket.session].peer.domain
     match ticket.demand:
         case Growth(parts=parts):
-            return Need(parts=parts, domain=domain, spared=frozenset())
+            return Need(parts=parts, domain=_domain(book, ticket), spared=frozenset())
         case Comeback(leases=leases):
-            return Need(parts=absent_parts(book, leases), domain=domain, spared=spared(book, ticket))
+            return Need(parts=absent_parts(book, leases), domain=_domain(book, ticket), spared=spared(book, ticket))
         case Room(size_bytes=size_bytes):
-            return room_need(book, size_bytes, domain)
+            return room_need(book, size_bytes)
 
 
-def room_need(book: Book, size_bytes: int, domain: Domain) -> Need:
-    """Return the need for capacity that is no frame yet."""
+def _domain(book: Book, ticket: Ticket) -> Domain:
+    return book.sessions.live[ticket.session].peer.domain
+
+
+def room_need(book: Book, size_bytes: int) -> Need:
+    """Return the need for capacity that is no frame yet, so that nobody's domain matters."""
     smallest = book.limits.frame_sizes_bytes[:1]
-    return Need(parts=compose(size_bytes, smallest), domain=domain, spared=frozenset(), bare=True)
+    return Need(parts=compose(size_bytes, smallest), domain=Domain(""), spared=frozenset(), bare=True)
 
 
 def spared(book: Book, ticket: Ticket) -> Set[LeaseId]:
@@ -138,6 +141,8 @@ def _publish_admitted(book: Book, ticket: Ticket) -> None:
 
 def label(book: Book, ticket: Ticket) -> str:
     name = book.name_of(ticket.session)
+    if ticket.session == OUTSIDE:
+        return name
     return f"{name}, for later," if isinstance(ticket.demand, Room) else f"{name}/{tags(book, ticket)}"
 
 
@@ -263,6 +268,7 @@ def close(book: Book, ticket: Ticket) -> None:
         book.claims.pop(ticket.claim, None)
     del book.tickets[ticket.ticket]
     book.stirred.pop(ticket.ticket, None)
+    book.outside.refills.pop(ticket.ticket, None)
     session = book.sessions.live.get(ticket.session)
     if session is not None:
         session.tickets.pop(ticket.ticket, None)

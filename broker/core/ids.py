@@ -25,5 +25,8 @@ RequestId = NewType("RequestId", str)
 Domain = NewType("Domain", str)
 """Who may receive whose frames and arena extents uncleaned: uid, user namespace and pid namespace, as one key."""
 
+OUTSIDE = SessionId(0)
+"""Whose tickets are that make room for memory which is no lease: no session's."""
+
 Instant = NewType("Instant", int)
 """Nanoseconds on the runtime's monotonic clock."""

@@ -2,12 +2,14 @@
 included.
 """
 
+from vrambroker.broker.core import withheld
 from vrambroker.broker.core.arena import GOING, ArenaFile
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.events import Contents
-from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SlotId
+from vrambroker.broker.core.ids import OUTSIDE, Domain, FrameId, LeaseId, SlotId
 from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.scheduler import Reach
 from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
 from vrambroker.broker.core.snapshot import FileState, FramePlace, SlotState
@@ -30,6 +32,7 @@ def check(book: Book) -> None:
     kept_bytes_are_counted(book)
     handover_is_whole(book)
     phases_list_leases(book)
+    what_is_outside_is_withheld(book)
 
 
 def _hold(claim: bool, name: str, what: object) -> None:
@@ -43,8 +46,8 @@ def capacity_is_conserved(book: Book) -> None:
     for place in FramePlace:
         counted = sum(frame.size_bytes for frame in ledger.frames.values() if frame.place is place)
         _hold(counted == ledger.bytes_in(place), name, f"{place.value} frames come to {counted}")
-    reserved = sum(ticket.hold.reserved_bytes for ticket in book.tickets.values())
-    _hold(reserved == ledger.reserved_bytes, name, f"tickets have reserved {reserved}")
+    reserved = sum(ticket.hold.reserved_bytes for ticket in book.tickets.values()) + book.outside.withheld_bytes
+    _hold(reserved == ledger.reserved_bytes, name, f"{reserved} are reserved for tickets and withheld")
     _hold(ledger.unframed_bytes >= 0, name, f"more than the capacity is given out: {ledger.unframed_bytes}")
     total = ledger.lent_bytes + ledger.held_bytes + ledger.free_bytes
     _hold(total == ledger.capacity_bytes, name, f"they come to {total}")
@@ -130,6 +133,8 @@ def _keeps_what_was_asked(ticket: Ticket) -> None:
 
 
 def _domain(book: Book, ticket: Ticket) -> Domain:
+    if ticket.session == OUTSIDE:
+        return Domain("")
     return book.sessions.live[ticket.session].peer.domain
 
 
@@ -377,7 +382,8 @@ def calls_wait_for_something(book: Book) -> None:
     """Every call without an answer waits for a ticket, an order or a release that knows it."""
     name = "each call waits for something"
     for call, what in book.waits.items():
-        _hold(what.call == call and call in book.sessions.live[what.session].waits, name, call)
+        known = what.session == OUTSIDE or call in book.sessions.live[what.session].waits
+        _hold(what.call == call and known, name, call)
         match what:
             case PauseOrder():
                 _hold(book.orders.get(what.order) is what, name, call)
@@ -399,6 +405,18 @@ def calls_wait_for_something(book: Book) -> None:
         _hold(call in waiting, name, call)
         waiting.discard(call)
     _hold(not waiting, "what waits was asked for", waiting)
+
+
+def what_is_outside_is_withheld(book: Book) -> None:
+    """What others use of the device is kept out of use, as far as anything is free, leaving or idle."""
+    name, smallest = "what is outside is withheld", book.limits.frame_sizes_bytes[0]
+    refills = {ticket.ticket for ticket in book.tickets.values() if ticket.refill}
+    _hold(refills == book.outside.refills.keys(), name, refills)
+    coming = sum(book.tickets[number].hold.keep_bytes for number in refills)
+    short = withheld.target_bytes(book) - book.outside.withheld_bytes - coming
+    reachable = book.supply().reachable_bytes(Reach.ALL, frozenset())
+    _hold(short <= 0 or reachable < smallest, name, (short, reachable))
+    _hold(book.outside.withheld_bytes <= withheld.target_bytes(book), "no more is withheld than others use", short)
 
 
 def handover_is_whole(book: Book) -> None:

@@ -90,6 +90,11 @@ class Ledger:
         return self.capacity_bytes - self._framed_bytes - self.reserved_bytes
 
     @property
+    def framed_bytes(self) -> int:
+        """What is on the device as frames, wherever they are."""
+        return self._framed_bytes
+
+    @property
     def lent_bytes(self) -> int:
         return self._place_bytes[FramePlace.LENT]
 

@@ -16,7 +16,7 @@ from vrambroker.broker.core.errors import (
 from vrambroker.broker.core.events import Call, Claim, Return
 from vrambroker.broker.core.events import Lease as LeaseCall
 from vrambroker.broker.core.grant import undo
-from vrambroker.broker.core.ids import Instant, TicketId
+from vrambroker.broker.core.ids import Instant, SessionId, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.scheduler import Need, Plan, Reach
 from vrambroker.broker.core.session import Session, require_word
@@ -42,7 +42,7 @@ def lend(book: Book, event: LeaseCall) -> None:
     if ample is not None:
         parts, found = ample
     else:
-        found = plan_at_once(book, session, need, event.size_bytes, f"{session.name}/{event.tag}")
+        found = plan_at_once(book, session.session, need, event.size_bytes, f"{session.name}/{event.tag}")
     lease = book.open_lease(session, event.tag, event.contents)
     growth = Growth(lease=lease.lease, asked=parts, parts=dict(parts), claimed=event.claimed)
     ticket = open_ticket(book, session, growth, event.call, event.deadline, certain=True)
@@ -79,17 +79,17 @@ def _plan_with_spare(book: Book, session: Session, event: LeaseCall) -> tuple[di
     return None if found is None or found.melting else (parts, found)
 
 
-def plan_at_once(book: Book, session: Session, need: Need, requested_bytes: int, label: str) -> Plan:
+def plan_at_once(book: Book, session: SessionId, need: Need, requested_bytes: int, label: str) -> Plan:
     """Return how a demand is met that does not wait for room, or raise `OutOfDeviceMemory`. It gets what its session has
     set aside and its share of what is free, but no more than that while somebody waits: what is idle or leaving goes to
     those first.
     """
     first = hold.first_in_line(book)
     reach = Reach.ALL if first is None else Reach.FREE
-    found = rooms.plan(book, session.session, need, reach)
+    found = rooms.plan(book, session, need, reach)
     if found is None and book.homeless and reach is Reach.ALL:
         files.rehouse(book)
-        found = rooms.plan(book, session.session, need, reach)
+        found = rooms.plan(book, session, need, reach)
     if found is None:
         before = "" if first is None else f"; {hold.label(book, first)} has waited longer"
         raise out_of_device_memory(book, requested_bytes, label, before)

@@ -1,10 +1,19 @@
 """The numbers the broker is held to. There is a limit on everything."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 MIB = 1 << 20
 GIB = 1 << 30
 NS_PER_S = 1_000_000_000
+
+
+class Eager(Enum):
+    """When idle memory is taken though nobody asks for it. AUTO: while others use the device."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,11 @@ class Limits:
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
     progress for so long.
     `undo_ns`: how long a change of phase that failed waits until what it had paused is back.
+    `device_bytes`: what the device has for frames and all others together; unknown where nobody measures that.
+    `keep_free_bytes`: how much of it is left free for others. `outside_per_session_bytes`: what a session's process
+    may have outside of leases before it is taken for somebody who is no session. `eager`: when idle memory is taken
+    though nobody asks for it; `eager_ns`: for how long after what is outside has grown by an eighth of that.
+    `room_ns_max`: how long capacity is kept for others at most.
     """
 
     capacity_bytes: int
@@ -45,3 +59,10 @@ class Limits:
     claim_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S
     undo_ns: int = 5 * NS_PER_S
+    device_bytes: int | None = None
+    keep_free_bytes: int = 0
+    outside_per_session_bytes: int = 4 * GIB
+    eager: Eager = Eager.AUTO
+    eager_ns: int = NS_PER_S
+    room_ns_max: int = 600 * NS_PER_S
+    rooms_per_user_max: int = 16

@@ -1,6 +1,6 @@
 """How slow work of the daemon's own ended: frames made and destroyed, arena files populated, punched and gone."""
 
-from vrambroker.broker.core import files, grant, hold, recall
+from vrambroker.broker.core import files, grant, hold, outside, recall
 from vrambroker.broker.core.arena import Use
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import DriverFailed, OutOfHostMemory, invariant
@@ -32,13 +32,16 @@ def frame_created(book: Book, event: FrameCreated) -> None:
 
 
 def frame_create_failed(book: Book, event: FrameCreateFailed) -> None:
-    """Fail the ticket that the frame was for: the driver has less than we thought, so trying again is no help."""
+    """Have the ticket wait on that the frame was for, if others have the memory just now; otherwise fail it."""
     frame = _frame(book, event.frame, FramePlace.CREATING)
     ticket = book.tickets.get(frame.ticket) if frame.ticket is not None else None
     if ticket is not None and frame.frame in ticket.hold.melting:
         hold.destroyed(book, frame)
         return
-    if ticket is not None:
+    if ticket is not None and event.out_of_memory and not ticket.certain and book.limits.device_bytes is not None:
+        grant.lose_frame(book, ticket)
+        outside.refused(book, frame.size_bytes)
+    elif ticket is not None:
         label = hold.label(book, ticket)
         error = DriverFailed(
             message=f"{label}: {event.driver_call} failed with {event.driver_result}",

@@ -20,6 +20,7 @@ from vrambroker.broker.core.events import (
     Detach,
     Enter,
     Lease,
+    MakeRoom,
     Mark,
     Pause,
     Peer,
@@ -47,6 +48,7 @@ MutatingCall = (
     | Prioritize
     | SetBudget
     | SetAside
+    | MakeRoom
     | Cancel
     | Seal
     | Unseal
@@ -86,6 +88,8 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("budget", event.session, event.tag, event.soft_bytes, event.hard_bytes, event.revision)
         case SetAside():
             return ("set aside", event.session, event.size_bytes, event.wait)
+        case MakeRoom():
+            return ("make room", event.size_bytes, event.lasts_ns, event.wait)
         case Cancel():
             return ("cancel", event.ticket)
         case Seal():

@@ -16,8 +16,12 @@ def set_aside(book: Book, event: SetAside) -> None:
     session.require_authority(event.call.actor)
     require_size(book, event.size_bytes)
     require_few_waits(book, session)
-    need = hold.room_need(book, event.size_bytes, session.peer.domain)
-    found = None if event.wait else plan_at_once(book, session, need, event.size_bytes, f"{session.name}, for later,")
+    need = hold.room_need(book, event.size_bytes)
+    found = (
+        None
+        if event.wait
+        else plan_at_once(book, session.session, need, event.size_bytes, f"{session.name}, for later,")
+    )
     room = Room(size_bytes=bytes_of(need.parts))
     ticket = open_ticket(book, session, room, event.call, event.deadline, certain=not event.wait)
     if found is not None:

@@ -4,6 +4,7 @@ from itertools import islice
 
 from vrambroker.broker.core import budgets, files, hold
 from vrambroker.broker.core.book import HOLDERS_MAX, Book, names_of
+from vrambroker.broker.core.effects import Kind
 from vrambroker.broker.core.errors import Draining, Holder, WaitExpired
 from vrambroker.broker.core.events import Resume
 from vrambroker.broker.core.grant import bring_back, undo
@@ -61,14 +62,18 @@ def _certain_plan(book: Book, session: Session, event: Resume, leases: list[Leas
     named = {lease.lease: None for lease in leases}
     need = Need(parts=hold.absent_parts(book, named), domain=session.peer.domain, spared=named.keys())
     needed_bytes = sum(lease.absent_bytes for lease in leases)
-    return plan_at_once(book, session, need, needed_bytes, f"{session.name}/{','.join(event.tags)}")
+    return plan_at_once(book, session.session, need, needed_bytes, f"{session.name}/{','.join(event.tags)}")
 
 
 def expire(book: Book, ticket: Ticket) -> None:
     """Refuse a ticket whose deadline has passed: for want of room, or for a peer that has not done its part. What was
     granted goes back as the peer lets go of it.
     """
-    if ticket.stage is Stage.CLAIMABLE:
+    if ticket.stage is Stage.KEPT:
+        why = f"room of {ticket.hold.keep_bytes} bytes is kept no longer: its time is over"
+        book.publish(Kind.OUTSIDE_CHANGED, why, session=hold.label(book, ticket))
+        hold.close(book, ticket)
+    elif ticket.stage is Stage.CLAIMABLE:
         withdraw(book, ticket, WaitExpired(message=f"{hold.label(book, ticket)}: its claim was not presented in time"))
     elif ticket.stage is Stage.GRANTED:
         undo(book, ticket, _too_late(book, ticket, "map its memory"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vrambroker.broker.core import hold, rooms
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import OutOfDeviceMemory
-from vrambroker.broker.core.ids import SessionId
+from vrambroker.broker.core.ids import OUTSIDE, SessionId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import withdraw
 from vrambroker.broker.core.ticket import Stage, Ticket
@@ -49,7 +49,7 @@ def waiters(book: Book) -> Waiters:
     is none of them: only another of its threads can help it, and may.
     """
     found: dict[SessionId, Waiter] = {}
-    for session in {book.tickets[number].session for number in book.queue}:
+    for session in {book.tickets[number].session for number in book.queue} - {OUTSIDE}:
         waiter = _waiter(book, session)
         if waiter is not None:
             found[session] = waiter

@@ -9,7 +9,7 @@ from vrambroker.broker.core import hold, scheduler
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Held, Kind
 from vrambroker.broker.core.errors import invariant
-from vrambroker.broker.core.ids import SessionId
+from vrambroker.broker.core.ids import OUTSIDE, Instant, SessionId
 from vrambroker.broker.core.scheduler import Need, Plan, Reach
 from vrambroker.broker.core.ticket import Room, Stage, Ticket, bytes_of
 
@@ -19,8 +19,11 @@ def keep_if_there(book: Book, ticket: Ticket) -> None:
     if not ticket.hold.complete:
         return
     ticket.stage = Stage.KEPT
+    if ticket.lasts_ns:
+        ticket.deadline = Instant(book.now + ticket.lasts_ns)
+        book.bound(ticket)
     name = book.name_of(ticket.session)
-    why = f"{name} has {ticket.hold.keep_bytes} bytes set aside for later"
+    why = f"{ticket.hold.keep_bytes} bytes are set aside: {hold.label(book, ticket)}"
     book.publish(Kind.TICKET_DONE, why, session=name, ticket=ticket.ticket)
     call, ticket.call = ticket.call, None
     if call is not None:
@@ -61,5 +64,7 @@ def _use_up(book: Book, session: SessionId, size_bytes: int) -> None:
 
 
 def _kept(book: Book, session: SessionId) -> Iterator[Ticket]:
+    if session == OUTSIDE:
+        return iter(())
     tickets = map(book.tickets.__getitem__, book.sessions.live[session].tickets)
     return (ticket for ticket in tickets if ticket.stage is Stage.KEPT)

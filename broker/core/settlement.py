@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms
+from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms, withheld
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -38,6 +38,8 @@ def settle(book: Book, before: Totals) -> None:
     _follow(book)
     while phases.advance(book):
         _follow(book)
+    if withheld.press(book):
+        _follow(book)
     _trim_pool(book)
     _publish_leases(book)
     after = totals(book)
@@ -53,6 +55,7 @@ def _follow(book: Book) -> None:
         _progress_stirred(book)
         if book.supply_grew:
             book.supply_grew = False
+            withheld.refill(book)
             _admit_queued(book)
             rings.refuse(book)
 
@@ -109,7 +112,9 @@ def _trim_pool(book: Book) -> None:
     if pool.size_bytes <= limits.pool_bytes_max:
         book.pool_until = None
         return
-    if grew and limits.pool_ns:
+    if withheld.keeps_nothing_to_spare(book):
+        book.pool_until = None
+    elif grew and limits.pool_ns:
         book.pool_until = Instant(book.now + limits.pool_ns)
     if book.pool_until is not None and book.now < book.pool_until:
         return

@@ -142,6 +142,8 @@ class Snapshot:
     `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
     `host_file_bytes`: the files that there are, empty room included; the budget bounds these. The totals change only
     with an event that publishes them.
+    `outside_bytes`: memory on the device that is no lease, as last measured; `withheld_bytes`: what of `held_bytes` is kept
+    out of use for it. `eager`: why idle memory is taken though nobody asks for it; empty if it is not.
     `queue`: the tickets that wait for frames, in the order of their turn. `granted`: those that have theirs: offered, on
     their way to the client, or on their way back after a refusal. `kept`: what is set aside for later.
     `phase`: the one entered last; `entering`: the one being entered. Both are empty if there is none.
@@ -155,6 +157,9 @@ class Snapshot:
     host_budget_bytes: int
     host_used_bytes: int
     host_file_bytes: int
+    outside_bytes: int
+    withheld_bytes: int
+    eager: str
     draining: bool
     plan: PhasePlan | None
     plan_uid: int

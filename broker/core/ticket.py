@@ -118,6 +118,9 @@ class Ticket:
     `slots`: what was granted under it and is not settled yet; `outstanding`: those of them that have not arrived.
     `together`: it is part of a change of phase, and met only together with the other parts.
     `moved_at`: when its frames were granted, or the latest of them arrived.
+
+    Of room for what is outside of leases, `session` is `OUTSIDE`: `uid` has asked for it, and it is kept for `lasts_ns`;
+    or it is a `refill` of the broker's own, which is withheld as soon as it is there.
     """
 
     ticket: TicketId
@@ -136,6 +139,9 @@ class Ticket:
     slots: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     outstanding: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     moved_at: Instant = Instant(0)
+    uid: int = 0
+    lasts_ns: int = 0
+    refill: bool = False
 
     @property
     def arrived(self) -> bool:

@@ -3,9 +3,10 @@
 from vrambroker.broker.core import phases, ranks
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Done
-from vrambroker.broker.core.errors import Cancelled, InvalidArgument, UnknownTicket
-from vrambroker.broker.core.events import Cancel, Prioritize
+from vrambroker.broker.core.errors import Cancelled, InvalidArgument, NotOwner, UnknownTicket
+from vrambroker.broker.core.events import Cancel, Peer, Prioritize
 from vrambroker.broker.core.grant import undo
+from vrambroker.broker.core.ids import OUTSIDE
 from vrambroker.broker.core.lending import withdraw
 from vrambroker.broker.core.pausing import require_tags
 from vrambroker.broker.core.ticket import Stage, Ticket
@@ -32,9 +33,18 @@ def cancel(book: Book, event: Cancel) -> None:
     ticket = book.tickets.get(event.ticket)
     if ticket is None:
         raise UnknownTicket(message=f"there is no ticket {event.ticket}", ticket=event.ticket)
-    book.sessions.get(ticket.session).require_authority(event.call.actor)
+    if ticket.session == OUTSIDE:
+        _require_asked_by(ticket, event.call.actor)
+    else:
+        book.sessions.get(ticket.session).require_authority(event.call.actor)
     _end(book, ticket, by_uid=event.call.actor.uid)
     book.reply(event.call.call, Done())
+
+
+def _require_asked_by(ticket: Ticket, actor: Peer) -> None:
+    """Raise `NotOwner` unless it is root, or who asked for the room; nobody ends a refill."""
+    if ticket.refill or actor.uid not in (0, ticket.uid):
+        raise NotOwner(message=f"uid {actor.uid} may not end ticket {ticket.ticket}", session="", uid=actor.uid)
 
 
 def _end(book: Book, ticket: Ticket, *, by_uid: int) -> None:

@@ -1,6 +1,6 @@
 """The snapshot, drawn from the book."""
 
-from vrambroker.broker.core import hold, resuming
+from vrambroker.broker.core import hold, resuming, withheld
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.lease import Lease
@@ -36,6 +36,9 @@ def snapshot(book: Book) -> Snapshot:
         host_budget_bytes=book.arena.budget_bytes,
         host_used_bytes=book.arena.used_bytes,
         host_file_bytes=book.arena.size_bytes,
+        outside_bytes=book.outside.used_bytes,
+        withheld_bytes=book.outside.withheld_bytes,
+        eager=withheld.eager_because(book),
         draining=book.draining,
         plan=book.plan,
         plan_uid=book.plan_uid,

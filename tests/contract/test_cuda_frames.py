@@ -267,7 +267,10 @@ def test_frames_made_ahead_go_back_before_the_device_is_called_full() -> None:
         await _created(bench, heard, *range(1, whole + 1), size=-1)
         bench.frames.create(FrameId(whole + 1), small)
         assert await heard.next() == FrameCreateFailed(
-            frame=FrameId(whole + 1), driver_call="cuMemCreate", driver_result="CUDA_ERROR_OUT_OF_MEMORY"
+            frame=FrameId(whole + 1),
+            driver_call="cuMemCreate",
+            driver_result="CUDA_ERROR_OUT_OF_MEMORY",
+            out_of_memory=True,
         )
         bench.frames.destroy(FrameId(1))
         assert await heard.next() == FrameDestroyed(frame=FrameId(1))

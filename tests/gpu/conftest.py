@@ -60,15 +60,26 @@ def broker(start_broker: StartGpuBroker) -> RunningBroker:
     return start_broker()
 
 
-@pytest.fixture
-def start_worker(broker: RunningBroker) -> Iterator[Callable[[str], Worker]]:
-    """Start Python processes that find `broker`."""
+def _workers(environment: dict[str, str]) -> Iterator[Callable[[str], Worker]]:
     started: list[Worker] = []
 
     def start(source: str) -> Worker:
-        started.append(Worker(source, environment=broker.environment))
+        started.append(Worker(source, environment=environment))
         return started[-1]
 
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def start_worker(broker: RunningBroker) -> Iterator[Callable[[str], Worker]]:
+    """Start Python processes that find `broker`."""
+    yield from _workers(broker.environment)
+
+
+@pytest.fixture
+def start_outsider(gpu: str) -> Iterator[Callable[[str], Worker]]:
+    """Start Python processes that use the GPU and no broker."""
+    assert gpu
+    yield from _workers(dict(os.environ))

@@ -225,10 +225,11 @@ def detach(world: World, client: SimClient, session: SessionId) -> None:
 
 
 def _take_turns(world: World, client: SimClient, session: SessionId) -> None:
-    """Set a priority or a budget, set something aside, or cancel some ticket."""
+    """Set a priority or a budget, set something aside, have room made, or cancel some ticket."""
     target, _ = _some_session(world, client, session)
     tags, priority = _tags(world, target), world.chance.randint(-2, 2)
     size_bytes, wait, deadline = world.chance.randint(1, 9 * UNIT), world.chance.random() < 0.7, _deadline(world)
+    lasts = world.chance.randint(1, world.limits.room_ns_max)
     seen = world.broker.snapshot()
     tag = world.chance.choice(("", *tags))
     soft_bytes = world.chance.choice((None, UNIT, 4 * UNIT))
@@ -240,6 +241,7 @@ def _take_turns(world: World, client: SimClient, session: SessionId) -> None:
     builds: list[Build] = [
         lambda call: ev.Prioritize(call=call, session=target, tags=tags, priority=priority),
         lambda call: ev.SetAside(call=call, session=session, size_bytes=size_bytes, wait=wait, deadline=deadline),
+        lambda call: ev.MakeRoom(call=call, size_bytes=size_bytes, lasts_ns=lasts, wait=wait, deadline=deadline),
         lambda call: ev.Cancel(call=call, ticket=ticket),
         lambda call: ev.SetBudget(
             call=call, session=target, tag=tag, soft_bytes=soft_bytes, hard_bytes=hard_bytes, revision=revision

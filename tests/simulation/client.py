@@ -97,8 +97,7 @@ class SimClient:
             case ef.SendPauseOrder():
                 self._close_gates(order)
             case ef.SendPauseCancelled():
-                self.gates.pop(order.order, None)
-                self.busy = [one for one in self.busy if one != order.order]
+                self._open_gates(order)
             case ef.SendLeaseState():
                 self._change_state(order)
             case ef.SendDraining():
@@ -184,8 +183,7 @@ class SimClient:
         assert self.session is not None
         roll = self._chance.random()
         if roll < 0.15:
-            self.gates.pop(order.order, None)
-            self.busy = [one for one in self.busy if one != order.order]
+            self._open_gates(order)
             self._report(self, ev.Busy(session=self.session, order=order.order, tag=order.tags[0]))
         elif roll < 0.25:
             self._call_back(order, declined=roll < 0.2)
@@ -197,11 +195,16 @@ class SimClient:
             self.gates[order.order] = order.tags
             self._report(self, ev.Quiet(session=self.session, order=order.order))
 
+    def _open_gates(self, order: ef.SendPauseOrder | ef.SendPauseCancelled) -> None:
+        self.gates.pop(order.order, None)
+        self.busy = [one for one in self.busy if one != order.order]
+
     def _call_back(self, order: ef.SendPauseOrder, declined: bool) -> None:
         """Have the application's callback refuse the order, or keep it waiting."""
         assert self.session is not None
         tag = order.tags[0]
         if declined:
+            self._open_gates(order)
             why = self._chance.choice(("in the middle of a batch", ""))
             self._report(self, ev.Declined(session=self.session, order=order.order, tag=tag, callback="drain", why=why))
             return

@@ -21,6 +21,7 @@ def end(world: World) -> None:
     for client in world.clients:
         client.faulty, client.stopped = False, False
     _settle(world)
+    world.happen(world.outsiders.leave())
     while (deadline := world.broker.next_deadline()) is not None:
         world.now = max(world.now, deadline)
         world.happen(ev.DeadlineReached())

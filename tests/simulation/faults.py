@@ -2,11 +2,11 @@
 
 from tests.simulation.client import SimClient
 from tests.simulation.machine import require
-from tests.simulation.world import World
+from tests.simulation.world import UNIT, World
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.ids import LeaseId, OrderId, SlotId
 
-FAULTS = ("die", "lose_connection", "reconnect", "stop", "go_on", "replay", "stale", "abandon")
+FAULTS = ("outside", "die", "lose_connection", "reconnect", "stop", "go_on", "replay", "stale", "abandon")
 
 
 def fault(world: World) -> None:
@@ -32,6 +32,10 @@ def fault(world: World) -> None:
                 one.stopped = False
         case "replay":
             _replay(world)
+        case "outside":
+            measured = world.outsiders.come_or_go(UNIT)
+            if measured is not None:
+                world.driver.append(measured)
         case "stale":
             _stale_report(world)
         case _:

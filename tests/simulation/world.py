@@ -15,6 +15,7 @@ from tests.simulation.client import LetGo, SimClient
 from tests.simulation.gates import Gates
 from tests.simulation.machine import Machine, require
 from tests.simulation.mirror import Mirror
+from tests.simulation.outsiders import Outsiders
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.broker import Broker
@@ -30,7 +31,7 @@ from vrambroker.broker.core.ids import (
     SessionId,
     SlotId,
 )
-from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.limits import Eager, Limits
 from vrambroker.broker.core.snapshot import SlotState
 
 UNIT = 1 << 20
@@ -50,8 +51,10 @@ class Shape:
 def draw_limits(chance: Random) -> Limits:
     """Return limits that bite: a small device, a small arena, sometimes a pool."""
     sizes = chance.choice(((UNIT,), (UNIT, 4 * UNIT), (UNIT, 4 * UNIT, 16 * UNIT)))
+    capacity_bytes = chance.randint(12, 28) * UNIT
+    keep_free_bytes = chance.choice((0, 2, 4)) * UNIT
     return Limits(
-        capacity_bytes=chance.randint(12, 28) * UNIT,
+        capacity_bytes=capacity_bytes,
         frame_sizes_bytes=sizes,
         host_budget_bytes=chance.choice((6, 8, 12, 24, 64)) * UNIT,
         arena_file_bytes=chance.choice((2, 4, 8, 16, 24)) * UNIT,
@@ -65,6 +68,13 @@ def draw_limits(chance: Random) -> Limits:
         pool_ns=chance.choice((0, 0, 300, 3_000)),
         arena_ahead=chance.random() < 0.5,
         patience_ns=chance.choice((0, 2_000)),
+        device_bytes=chance.choice((None, None, capacity_bytes + keep_free_bytes, capacity_bytes + 8 * UNIT)),
+        keep_free_bytes=keep_free_bytes,
+        outside_per_session_bytes=chance.choice((1, 4)) * UNIT,
+        eager=chance.choice((Eager.AUTO, Eager.AUTO, Eager.NEVER, Eager.ALWAYS)),
+        eager_ns=chance.choice((100, 2_000)),
+        room_ns_max=50_000,
+        rooms_per_user_max=2,
     )
 
 
@@ -77,6 +87,7 @@ class World:
         self.limits = draw_limits(self.chance)
         self.broker = Broker(self.limits)
         self.machine = Machine(capacity_bytes=self.limits.capacity_bytes, budget_bytes=self.limits.host_budget_bytes)
+        self.outsiders = Outsiders(device_bytes=self.limits.device_bytes, machine=self.machine, chance=self.chance)
         self.mirror = Mirror(self.limits.capacity_bytes)
         self.gates = Gates()
         self.calls = Calls(self.limits.requests_remembered_max)
@@ -260,9 +271,12 @@ class World:
                     if part:
                         self.driver.append(ev.FencePassed(session=session, frames=part))
             case ef.CreateFrame(frame=frame, size_bytes=size_bytes):
+                there = self.outsiders.leave_room_for(size_bytes)
                 self.machine.create(frame, size_bytes)
-                failed = ev.FrameCreateFailed(frame=frame, driver_call="cuMemCreate", driver_result="OUT_OF_MEMORY")
-                self.driver.append(failed if self._unlucky(0.02) else ev.FrameCreated(frame=frame))
+                failed = ev.FrameCreateFailed(
+                    frame=frame, driver_call="cuMemCreate", driver_result="no", out_of_memory=not there
+                )
+                self.driver.append(failed if not there or self._unlucky(0.02) else ev.FrameCreated(frame=frame))
             case ef.DestroyFrame(frame=frame):
                 self.machine.begin_destroying(frame)
                 self.driver.append(ev.FrameDestroyed(frame=frame))
@@ -294,6 +308,8 @@ class World:
         asked = self.calls.answer(call, answer, heard=client is None or client.alive)
         if isinstance(answer, ef.Resumed) and not known:
             self._look_at_resumed({one.lease: one.same_pages for one in answer.leases})
+        if isinstance(answer, ef.Held) and isinstance(asked.what, ev.MakeRoom) and not known:
+            self.outsiders.require_room(asked.what.size_bytes)
         if isinstance(answer, ef.Entered) and not known:
             self.entered += 1
             self._look_at_resumed({one.lease: one.same_pages for one in answer.resumed})

@@ -1,11 +1,14 @@
 """Words to numbers, and clear refusals."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from vrambroker.broker.config import GRAIN_BYTES, Config, default_run_dir, parse_device
+from vrambroker.broker.config import GRAIN_BYTES, Config, OutsideRules, default_run_dir, parse_device
 from vrambroker.broker.core.errors import DriverFailed, InvalidArgument
+from vrambroker.broker.core.limits import Eager
+from vrambroker.broker.ports import Deliver, Frames
 from vrambroker.broker.sizes import parse_size
 
 
@@ -79,3 +82,43 @@ def test_a_capacity_beyond_reason_is_refused(capacity: str, tmp_path: Path) -> N
 def test_the_run_directory_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VRAMBROKER_RUN_DIR", "/somewhere")
     assert default_run_dir() == Path("/somewhere")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A device whose others are measured."""
+
+    name: str = "GPU-x"
+    device_bytes: int = 80 << 30
+    lent_bytes: int = 78 << 30
+    keep_free_bytes: int | None = 2 << 30
+    frame_sizes_bytes: tuple[int, ...] = (32 << 20,)
+    arena_ahead: bool = True
+    pool_ns: int = 0
+
+    def frames(self, deliver: Deliver) -> Frames:
+        raise AssertionError(f"nobody makes frames here: {deliver}")
+
+
+def rules(keep_free: str | None, per_session: str = "4GiB") -> OutsideRules:
+    return OutsideRules.of(keep_free=keep_free, per_session=per_session, eager=Eager.AUTO)
+
+
+def test_what_stays_free_for_others_is_the_devices_default_or_what_was_said() -> None:
+    kept = [rules(text).for_place(Measured()).keep_free_bytes for text in (None, "3GiB", "0")]
+    assert kept == [2 << 30, 3 << 30, 0]
+
+
+@pytest.mark.parametrize("text", ["80GiB", "100GiB", "-1", "1GB", ""])
+def test_what_leaves_nothing_or_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        rules(text).for_place(Measured())
+    assert caught.value.argument == "keep_free"
+
+
+def test_on_the_host_nobody_measures_what_others_use(tmp_path: Path) -> None:
+    config = Config.of(device="host", run_dir=tmp_path)
+    assert config.place.keep_free_bytes is None
+    with pytest.raises(InvalidArgument) as caught:
+        Config.of(device="host", run_dir=tmp_path, outside=rules("1GiB"))
+    assert caught.value.argument == "keep_free"

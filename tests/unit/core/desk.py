@@ -22,7 +22,7 @@ from vrambroker.broker.core.ids import (
     SlotId,
     TicketId,
 )
-from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.limits import Eager, Limits
 from vrambroker.broker.core.phase import Order, Phase, PhasePlan, Ranked, parse_pattern
 from vrambroker.broker.core.snapshot import LeaseView, TicketView
 
@@ -51,6 +51,11 @@ def limits(
     pool_time: int = 0,
     ageing: int = 10_000,
     undo: int = 5_000,
+    device: int | None = None,
+    keep_free: int = 0,
+    eager: Eager = Eager.NEVER,
+    eager_time: int = 100,
+    outside_per_session: int = 4,
 ) -> Limits:
     """Return limits in units of one MiB and one nanosecond."""
     return Limits(
@@ -71,6 +76,11 @@ def limits(
         pool_ns=pool_time,
         ageing_ns=ageing,
         undo_ns=undo,
+        device_bytes=None if device is None else device * MIB,
+        keep_free_bytes=keep_free * MIB,
+        eager=eager,
+        eager_ns=eager_time,
+        outside_per_session_bytes=outside_per_session * MIB,
     )
 
 
