@@ -131,6 +131,12 @@ def serve(
     host_budget: Annotated[
         str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
     ] = None,
+    spill_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where contents go that the host has no room for, on a disk.")
+    ] = None,
+    spill_budget: Annotated[
+        str | None, typer.Option(help="How much of it, such as 200GiB; set aside on the disk at once.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan of phases to begin with.")] = None,
     keep_free: Annotated[
         str | None, typer.Option(help="What stays free of a GPU for contexts, NCCL and other processes; 2 GiB.")
@@ -155,6 +161,8 @@ def serve(
             host_budget=host_budget,
             run_dir=run_dir,
             plan=phases,
+            spill_dir=spill_dir,
+            spill_budget=spill_budget,
             outside=OutsideRules.of(keep_free=keep_free, per_session=outside_per_session, eager=eager),
         )
         serve_device(config)

@@ -56,6 +56,15 @@ def default_run_dir() -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpillConfig:
+    """`staging_bytes`: how much of the host's budget is for contents on their way to the folder and back."""
+
+    folder: Path
+    budget_bytes: int
+    staging_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutsideRules:
     """What becomes of memory that is no lease. `keep_free_bytes`: how much is left free for it; as the device has it, if
     None.
@@ -100,6 +109,7 @@ class Config:
     arena_file_bytes: int
     run_dir: Path
     plan: PhasePlan | None = None
+    spill: SpillConfig | None = None
     outside: OutsideRules = OutsideRules()
 
     @property
@@ -115,6 +125,8 @@ class Config:
         host_budget: str | None = None,
         run_dir: Path | None = None,
         plan: PhasePlan | None = None,
+        spill_dir: Path | None = None,
+        spill_budget: str | None = None,
         outside: OutsideRules = OutsideRules(),
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
@@ -136,8 +148,44 @@ class Config:
             arena_file_bytes=min(max(ARENA_FILE_BYTES_MIN, sizes_bytes[-1]), budget_bytes),
             run_dir=default_run_dir() if run_dir is None else run_dir,
             plan=plan,
+            spill=_spill(spill_dir, spill_budget, sizes_bytes, budget_bytes),
             outside=rules,
         )
+
+
+def _spill(
+    folder: Path | None, budget: str | None, sizes_bytes: tuple[int, ...], host_bytes: int
+) -> SpillConfig | None:
+    """Return where contents are spilled, if they are at all; raises `InvalidArgument` for what can't be."""
+    if folder is None and budget is None:
+        return None
+    if folder is None or budget is None:
+        missing = "spill_dir" if folder is None else "spill_budget"
+        raise InvalidArgument(message=f"spill_dir and spill_budget go together: {missing} is not set", argument=missing)
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "is not writable" if folder.is_dir() else "is not a directory"
+        raise InvalidArgument(message=f"spill_dir {folder} {why}", argument="spill_dir")
+    disk = os.statvfs(folder)
+    bounds = _Bounds(default_bytes=0, most_bytes=disk.f_bavail * disk.f_frsize, of=f"what is free in {folder}")
+    return SpillConfig(
+        folder=folder,
+        budget_bytes=_whole(budget, "spill_budget", bounds, sizes_bytes[0]),
+        staging_bytes=_staging_bytes(sizes_bytes, host_bytes),
+    )
+
+
+def _staging_bytes(sizes_bytes: tuple[int, ...], host_bytes: int) -> int:
+    """Return room for four of the largest frames, if that is no more than a quarter of the host's budget; for one at
+    least.
+    """
+    smallest, largest = sizes_bytes[0], sizes_bytes[-1]
+    if host_bytes < largest:
+        raise InvalidArgument(
+            message=f"what is spilled goes through the host's memory, and host_budget has no room for {largest} bytes",
+            argument="host_budget",
+        )
+    staging_bytes = max(largest, min(4 * largest, host_bytes // 4))
+    return staging_bytes - staging_bytes % smallest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

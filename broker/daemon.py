@@ -31,6 +31,7 @@ from vrambroker.broker.adapters.roster import Roster
 from vrambroker.broker.adapters.rpc import BrokerService
 from vrambroker.broker.adapters.rpc_server import RpcServer
 from vrambroker.broker.adapters.run_dir import DeviceFolder
+from vrambroker.broker.adapters.spill_files import NoSpill, SpillFile, SpillFiles
 from vrambroker.broker.adapters.workers import Workers
 from vrambroker.broker.config import Config
 from vrambroker.broker.core.broker import Broker
@@ -40,7 +41,7 @@ from vrambroker.broker.core.ids import Domain, RequestId
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.snapshot import Snapshot
-from vrambroker.broker.ports import Frames
+from vrambroker.broker.ports import Deliver, Frames, Spill
 from vrambroker.broker.runtime import Bug, Runtime, World
 from vrambroker.broker.version import VERSION
 from vrambroker.v1 import broker_pb2 as v1
@@ -65,9 +66,20 @@ def serve(config: Config) -> None:
         stack.callback(lock.close)
         folder = DeviceFolder(config.run_dir, config.device)
         stack.callback(folder.remove)
-        bug = uvloop.run(_Daemon(config, folder, lock).run())
+        file = _open_spill_file(config, stack)
+        bug = uvloop.run(_Daemon(config, folder, lock, file).run())
     if bug is not None:
         raise SystemExit(1)
+
+
+def _open_spill_file(config: Config, stack: ExitStack) -> SpillFile | None:
+    """Return where contents are spilled, until the stack is closed; None if that is not wanted."""
+    if config.spill is None:
+        return None
+    file = SpillFile(config.spill.folder, config.spill.budget_bytes)
+    stack.callback(file.close)
+    log.info("up to %d bytes are spilled to %s", config.spill.budget_bytes, config.spill.folder)
+    return file
 
 
 def _raise_fd_limit() -> None:
@@ -87,13 +99,15 @@ class _Parts:
     meter: OutsideMeter
     frames: Frames
     arena: HostArena
+    spill: Spill
     calls: Calls
     history: History
 
 
 class _Daemon:
-    def __init__(self, config: Config, folder: DeviceFolder, lock: DeviceLock) -> None:
+    def __init__(self, config: Config, folder: DeviceFolder, lock: DeviceLock, spill_file: SpillFile | None) -> None:
         self._config = config
+        self._spill_file = spill_file
         self._folder = folder
         self._lock = lock
         self._reserve = FdReserve()
@@ -130,6 +144,8 @@ class _Daemon:
             arena_file_bytes=config.arena_file_bytes,
             pool_ns=config.place.pool_ns,
             arena_ahead=config.place.arena_ahead,
+            spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
+            staging_bytes=0 if config.spill is None else config.spill.staging_bytes,
             device_bytes=None if config.place.keep_free_bytes is None else config.place.device_bytes,
             keep_free_bytes=config.outside.keep_free_bytes or 0,
             outside_per_session_bytes=config.outside.per_session_bytes,
@@ -138,6 +154,7 @@ class _Daemon:
         runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)
         arena = HostArena(deliver=runtime.deliver)
+        spill = self._spill(runtime.deliver, arena)
         workers = Workers(frames=frames, arena=arena)
         roster = Roster(submit=runtime.submit, on_gone=workers.gone)
         calls, history, journal = Calls(), History(), Journal(clock.now)
@@ -175,7 +192,8 @@ class _Daemon:
         meter = OutsideMeter(
             read=frames.foreign_bytes, deliver=runtime.deliver, step_bytes=config.place.frame_sizes_bytes[0]
         )
-        runtime.start(World(frames=frames, arena=arena, peers=workers, answers=calls, observers=(history, journal)))
+        observers = (history, journal)
+        runtime.start(World(frames=frames, arena=arena, spill=spill, peers=workers, answers=calls, observers=observers))
         if limits.device_bytes is not None:
             meter.start()
         if config.plan is not None:
@@ -188,9 +206,15 @@ class _Daemon:
             meter=meter,
             frames=frames,
             arena=arena,
+            spill=spill,
             calls=calls,
             history=history,
         )
+
+    def _spill(self, deliver: Deliver, arena: HostArena) -> Spill:
+        if self._spill_file is None:
+            return NoSpill()
+        return SpillFiles(deliver=deliver, fd_of=arena.fd_of, file=self._spill_file)
 
     async def _drain(self, parts: _Parts) -> None:
         """Refuse new work, tell everybody, and let what is under way finish, within bounds."""
@@ -210,6 +234,7 @@ class _Daemon:
         parts.handles.close()
         parts.roster.close()
         parts.frames.close()
+        parts.spill.close()
         parts.arena.close()
         asyncio.get_running_loop().remove_reader(self._lock.fileno())
         self._reserve.close()

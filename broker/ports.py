@@ -7,7 +7,7 @@ is delivered through `Deliver`, which may be called from any thread.
 from collections.abc import Callable
 from typing import Protocol
 
-from vrambroker.broker.core.effects import Extent, Outcome, Publish, SendGrant, SendRecall
+from vrambroker.broker.core.effects import Extent, Outcome, Publish, SendGrant, SendRecall, SpillPlace
 from vrambroker.broker.core.errors import BrokerError
 from vrambroker.broker.core.events import Event
 from vrambroker.broker.core.ids import (
@@ -19,6 +19,7 @@ from vrambroker.broker.core.ids import (
     Instant,
     OrderId,
     SessionId,
+    TransferId,
 )
 
 Deliver = Callable[[Event], None]
@@ -88,6 +89,20 @@ class Arena(Protocol):
 
     def fd_of(self, file: ArenaFileId) -> int | None:
         """Return the file's fd, or None once it is on its way out. Ownership: stays with the adapter."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Spill(Protocol):
+    """Room on a disk for contents that the arena has no room for."""
+
+    def write(self, transfer: TransferId, extent: Extent, place: SpillPlace) -> None:
+        """Begin to write an extent to its place; delivers `Transferred` or `TransferFailed`."""
+        ...
+
+    def read(self, transfer: TransferId, extent: Extent, place: SpillPlace) -> None:
+        """Begin to read a place into an extent; delivers `Transferred` or `TransferFailed`."""
         ...
 
     def close(self) -> None: ...

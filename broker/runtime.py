@@ -32,12 +32,14 @@ from vrambroker.broker.core.effects import (
     SendPauseCancelled,
     SendPauseOrder,
     SendRecall,
+    SpillIn,
+    SpillOut,
     WatchFence,
 )
 from vrambroker.broker.core.events import DeadlineReached, Event
 from vrambroker.broker.core.ids import Instant
 from vrambroker.broker.core.snapshot import Snapshot
-from vrambroker.broker.ports import Answers, Arena, Clock, Frames, Observer, Peers
+from vrambroker.broker.ports import Answers, Arena, Clock, Frames, Observer, Peers, Spill
 
 NS_PER_S = 1_000_000_000
 
@@ -56,6 +58,7 @@ class World:
 
     frames: Frames
     arena: Arena
+    spill: Spill
     peers: Peers
     answers: Answers
     observers: tuple[Observer, ...]
@@ -204,6 +207,10 @@ def perform(effect: Effect, world: World) -> None:
             world.peers.forget_arena(effect.file)
         case PunchExtent():
             world.arena.punch(effect.extent)
+        case SpillOut():
+            world.spill.write(effect.transfer, effect.extent, effect.place)
+        case SpillIn():
+            world.spill.read(effect.transfer, effect.extent, effect.place)
         case Publish():
             for observer in world.observers:
                 observer.published(effect)

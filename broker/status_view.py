@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vrambroker.broker.sizes import size_text
-from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TicketStatus
+from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TagStatus, TicketStatus
 
 STATE_STYLES = {
     "resident": "green",
@@ -61,6 +61,9 @@ def _headline(status: Status) -> Text:
         line.append(f"\nidle memory is taken at once: outside of leases, {device.eager}", style="yellow")
     arena = f"\nhost arena {size_text(host.used_bytes)} in files of {size_text(host.file_bytes)}"
     line.append(f"{arena}, at most {size_text(host.budget_bytes)}", style="dim")
+    if host.spill_budget_bytes:
+        spilled = f", {size_text(host.spill_used_bytes)} of {size_text(host.spill_budget_bytes)} spilled"
+        line.append(spilled, style="dim")
     line.append(f" · vrambroker {status.version}, pid {status.pid}", style="dim")
     if status.phase:
         line.append(f" · phase {status.phase}", style="dim")
@@ -84,6 +87,11 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
+def _on_host(tag: TagStatus) -> str:
+    spilled = f" + {size_text(tag.spill_bytes)} spilled" if tag.spill_bytes else ""
+    return f"{size_text(tag.host_bytes)}{spilled}"
+
+
 def _sessions_table(status: Status) -> Table:
     sizes = ("on the device", "on the host", "since")
     table = _table("session", "pid", "tag", "contents", "state", *sizes, right=sizes)
@@ -98,7 +106,7 @@ def _sessions_table(status: Status) -> Table:
                 f"{tag.contents}, sealed" if tag.sealed else tag.contents,
                 Text(tag.state, style=STATE_STYLES.get(tag.state, "")),
                 size_text(tag.device_bytes),
-                size_text(tag.host_bytes),
+                _on_host(tag),
                 age_text((status.now_ns - tag.since_ns) / 1e9),
             )
             head = ("", "")

@@ -31,12 +31,15 @@ class DeviceStatus:
 class HostStatus:
     """The arena: what its files may grow to, what is set aside in them for contents, and what they take now.
 
-    Empty files are kept for the next pause, until somebody needs their room more.
+    Empty files are kept for the next pause, until somebody needs their room more. `spill_budget_bytes`: what may be kept
+    in the spill directory, `spill_used_bytes`: what is set aside there, for contents that the arena has no room for.
     """
 
     budget_bytes: int
     used_bytes: int
     file_bytes: int
+    spill_budget_bytes: int = 0
+    spill_used_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class TagStatus:
     """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock.
 
     `sealed`: nobody can write to it, and what it has on the host while it is resident is the copy that it keeps.
+    `spill_bytes`: what is set aside for it in the spill directory.
     """
 
     tag: str
@@ -55,6 +59,7 @@ class TagStatus:
     since_ns: int
     priority: int
     sealed: bool
+    spill_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +190,7 @@ class StreamEvent:
     held_bytes: int
     host_file_bytes: int
     phase: str = ""
+    spill_bytes: int = 0
 
 
 def status_of(message: "broker_pb2.Status") -> Status:
@@ -209,6 +215,8 @@ def status_of(message: "broker_pb2.Status") -> Status:
             budget_bytes=message.host.budget_bytes,
             used_bytes=message.host.used_bytes,
             file_bytes=message.host.file_bytes,
+            spill_budget_bytes=message.host.spill_budget_bytes,
+            spill_used_bytes=message.host.spill_used_bytes,
         ),
         draining=message.draining,
         version=message.version,
@@ -249,6 +257,7 @@ def event_of(message: "broker_pb2.Event") -> StreamEvent:
         held_bytes=message.held_bytes,
         host_file_bytes=message.host_file_bytes,
         phase=message.phase,
+        spill_bytes=message.spill_bytes,
     )
 
 
@@ -307,6 +316,7 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         contents=contents.removeprefix("CONTENTS_").lower(),
         state=_state_name(message.state),
         device_bytes=message.device_bytes,
+        spill_bytes=message.spill_bytes,
         host_bytes=message.host_bytes,
         since_ns=message.since_ns,
         priority=message.priority,

@@ -5,6 +5,7 @@ copy. Populating a GiB takes most of a second, so it is done in pieces by thread
 resized, nor sealed by a client; wiping an extent is punching it out and populating it anew.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vrambroker.broker.adapters import host_memory
 from vrambroker.broker.adapters.job_thread import JobThread
-from vrambroker.broker.adapters.memory_limit import memory_available_bytes
+from vrambroker.broker.adapters.memory_limit import MemoryLimit, tightest_memory_limit
 from vrambroker.broker.core.effects import Extent
 from vrambroker.broker.core.events import ArenaFileDestroyed, ArenaFileFailed, ArenaFileReady, ExtentPunched
 from vrambroker.broker.core.ids import ArenaFileId, Domain
@@ -25,20 +26,25 @@ log = logging.getLogger(__name__)
 
 PIECE_BYTES = 32 * MIB
 THREADS_MAX = 16
-# Left for everybody else on the machine: a file that would eat into it is refused.
-RESERVE_BYTES = 64 * MIB
+# Left for everybody else under a limit: a file that would eat into it is refused. So much at least, and a share of it.
+RESERVE_BYTES, RESERVE_SHARE = 64 * MIB, 128
+
+
+def room_under(limit: MemoryLimit) -> int:
+    """Return how much may be populated under this bound."""
+    return limit.available_bytes - max(RESERVE_BYTES, limit.limit_bytes // RESERVE_SHARE)
 
 
 class HostArena:
     """The `Arena` port, for one running loop. Files are made one after the other, each by all threads.
 
-    `available_bytes` tells how much memory can be used without going over a limit, where the OOM killer would answer.
-    Every fd is owned here.
+    `tightest` tells which limit is the nearest one, where the OOM killer would answer. Others use memory as well, so it is
+    asked for each piece that is populated. Every fd is owned here.
     """
 
-    def __init__(self, *, deliver: Deliver, available_bytes: Callable[[], int] = memory_available_bytes) -> None:
+    def __init__(self, *, deliver: Deliver, tightest: Callable[[], MemoryLimit] = tightest_memory_limit) -> None:
         self._deliver = deliver
-        self._available_bytes = available_bytes
+        self._tightest = tightest
         self._fds: dict[ArenaFileId, int] = {}
         self._closing = threading.Event()
         self._jobs = JobThread("arena")
@@ -91,13 +97,19 @@ class HostArena:
     def _make(self, fd: int, size_bytes: int) -> str | None:
         """Populate a new file; returns why that can't be done. On the job thread."""
         try:
-            available_bytes = self._available_bytes()
-            if available_bytes < size_bytes + RESERVE_BYTES:
-                return f"{size_bytes} bytes wanted, {available_bytes} left under the memory limit"
+            self._require_room(size_bytes)
             self._populate(fd, 0, size_bytes)
         except OSError as error:
             return f"populate: {error.strerror}"
         return None
+
+    def _require_room(self, size_bytes: int) -> None:
+        """Raise OSError if so much more memory would come too near to a limit."""
+        limit = self._tightest()
+        room_bytes = max(0, room_under(limit))
+        if size_bytes > room_bytes:
+            under = f"the memory limit of {limit.source}, {limit.limit_bytes}"
+            raise OSError(errno.ENOMEM, f"{size_bytes} bytes wanted and {room_bytes} to be had under {under}")
 
     def _wipe(self, fd: int, extent: Extent) -> None:
         """Punch an extent out; it reads as zero from then on, even if there is no memory to populate it again."""
@@ -112,8 +124,10 @@ class HostArena:
         end = offset_bytes + size_bytes
 
         def populate_piece(start: int) -> None:
+            piece_bytes = min(PIECE_BYTES, end - start)
             if not self._closing.is_set():
-                host_memory.populate(fd, start, min(PIECE_BYTES, end - start))
+                self._require_room(piece_bytes)
+                host_memory.populate(fd, start, piece_bytes)
 
         pieces = [self._pieces.submit(populate_piece, start) for start in range(offset_bytes, end, PIECE_BYTES)]
         failures = [failure for piece in pieces if (failure := piece.exception()) is not None]

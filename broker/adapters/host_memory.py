@@ -101,6 +101,12 @@ def punch(fd: int, offset_bytes: int, size_bytes: int) -> None:
         raise _os_error()
 
 
+def allocate(fd: int, size_bytes: int) -> None:
+    """Make a file this long and set the space for it aside on its file system; OSError."""
+    if _libc.fallocate(fd, 0, 0, size_bytes) != 0:
+        raise _os_error()
+
+
 def _map_aligned(fd: int, offset_bytes: int, size_bytes: int) -> tuple[int, int]:
     """Map a part of a file at a huge page's border; returns the reservation's address and the mapping's."""
     flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE

@@ -1,16 +1,17 @@
 """How much memory this process may use: the least of what the machine has and what any cgroup above it allows.
 
 Going over the limit of a cgroup (v1 or v2) is answered by the OOM killer and not by an error, so who populates memory
-asks here first.
+asks here first. Over `memory.high` the kernel stops whoever allocates instead, which is no better.
 """
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 V1_LIMIT, V1_USED = "memory.limit_in_bytes", "memory.usage_in_bytes"
-V2_LIMIT, V2_USED = "memory.max", "memory.current"
-# What a cgroup's counter calls used, but the kernel gives up under pressure.
-V1_CACHE, V2_CACHE = "total_inactive_file", "inactive_file"
+V2_LIMIT, V2_SOFT, V2_USED = "memory.max", "memory.high", "memory.current"
+# What a cgroup's counter calls used, but the kernel gives up before it kills; the pages of memfds are not among it.
+V1_CACHE = frozenset({"total_inactive_file", "total_active_file"})
+V2_CACHE = frozenset({"inactive_file", "active_file"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +51,9 @@ def memory_limit_bytes(proc: Path = Path("/proc")) -> int:
     return min(limit.limit_bytes for limit in memory_limits(proc))
 
 
-def memory_available_bytes(proc: Path = Path("/proc")) -> int:
-    """Return what can be used now without going over any bound."""
-    return min(limit.available_bytes for limit in memory_limits(proc))
+def tightest_memory_limit(proc: Path = Path("/proc")) -> MemoryLimit:
+    """Return the bound that leaves the least to be used now."""
+    return min(memory_limits(proc), key=lambda limit: limit.available_bytes)
 
 
 def _of_machine(proc: Path) -> MemoryLimit:
@@ -104,22 +105,24 @@ def _upwards(hierarchy: _Hierarchy, path: str) -> list[Path]:
 
 def _of_cgroup(folder: Path, is_v2: bool) -> MemoryLimit | None:
     """Return a cgroup's bound; None where there is none (the root of v2 has no such files, `max` is no bound)."""
-    limit_name, used_name = (V2_LIMIT, V2_USED) if is_v2 else (V1_LIMIT, V1_USED)
+    names, used_name = ((V2_LIMIT, V2_SOFT), V2_USED) if is_v2 else ((V1_LIMIT,), V1_USED)
     try:
-        limit_text = (folder / limit_name).read_text().strip()
+        bounds = [bound for name in names if (bound := _bound_of(folder / name)) is not None]
         used_bytes = int((folder / used_name).read_text())
         cache_bytes = _cache_bytes(folder, V2_CACHE if is_v2 else V1_CACHE)
     except (FileNotFoundError, PermissionError):
         return None
-    if limit_text == "max":
+    if not bounds:
         return None
     used_bytes = max(0, used_bytes - cache_bytes)
-    return MemoryLimit(limit_bytes=int(limit_text), used_bytes=used_bytes, source=str(folder))
+    return MemoryLimit(limit_bytes=min(bounds), used_bytes=used_bytes, source=str(folder))
 
 
-def _cache_bytes(folder: Path, name: str) -> int:
-    for line in (folder / "memory.stat").read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
+def _bound_of(file: Path) -> int | None:
+    text = file.read_text().strip() if file.exists() else "max"
+    return None if text == "max" else int(text)
+
+
+def _cache_bytes(folder: Path, names: frozenset[str]) -> int:
+    entries = (line.partition(" ") for line in (folder / "memory.stat").read_text().splitlines())
+    return sum(int(value) for name, _, value in entries if name in names)

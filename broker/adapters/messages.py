@@ -110,6 +110,8 @@ def status_of(snapshot: Snapshot, *, here: Here, foreign_bytes: int, now: Instan
             budget_bytes=snapshot.host_budget_bytes,
             used_bytes=snapshot.host_used_bytes,
             file_bytes=snapshot.host_file_bytes,
+            spill_budget_bytes=snapshot.spill_budget_bytes,
+            spill_used_bytes=snapshot.spill_used_bytes,
         ),
         draining=snapshot.draining,
         version=here.version,
@@ -140,6 +142,7 @@ def event_of(line: Line) -> v1.Event:
         free_bytes=told.free_bytes,
         held_bytes=told.held_bytes,
         host_file_bytes=told.host_file_bytes,
+        spill_bytes=told.spill_bytes,
         phase=told.phase,
     )
 
@@ -153,6 +156,7 @@ def _session(session: SessionView) -> v1.Session:
             state=STATE_TO_WIRE[lease.state],
             device_bytes=lease.device_bytes,
             host_bytes=lease.host_bytes,
+            spill_bytes=lease.spill_bytes,
             since_ns=lease.since,
             priority=lease.priority,
             sealed=lease.sealed,

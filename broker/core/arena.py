@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from vrambroker.broker.core.effects import Extent
 from vrambroker.broker.core.errors import invariant
-from vrambroker.broker.core.ids import ArenaFileId, Domain, LeaseId, SlotId
+from vrambroker.broker.core.ids import ArenaFileId, Domain, Instant, LeaseId, SlotId
 from vrambroker.broker.core.snapshot import FileState
 from vrambroker.broker.core.ticket import compose
 
@@ -156,7 +156,7 @@ class Arena:
 
     `size_bytes`: the files that there are, which is what the budget bounds. `going_bytes`: those of them that are on
     their way out. `planned_bytes`: files that are not there yet; they fit once the others have gone. `roomier`: some
-    room has come back since this was last set to false.
+    room has come back since this was last set to false. `retry_at`: when to try again after a file could not be made.
     """
 
     def __init__(self, *, budget_bytes: int, file_bytes: int, sizes_bytes: tuple[int, ...]) -> None:
@@ -167,6 +167,7 @@ class Arena:
         self.planned_bytes = 0
         self.used_bytes = 0
         self.roomier = False
+        self.retry_at: Instant | None = None
         self._tight = False
         self._file_bytes = file_bytes
         self._sizes = sizes_bytes
@@ -390,9 +391,12 @@ class Arena:
     def destroyed(self, number: ArenaFileId) -> None:
         file = self.file(number)
         invariant(file.state is FileState.DESTROYING, "only a file being destroyed can be gone")
-        self.roomier = True
-        self._tight = False
         self._vanish(file)
+        self.try_again()
+
+    def try_again(self) -> None:
+        """Believe that there may be memory for more files, whatever became of the last ones."""
+        self.roomier, self._tight, self.retry_at = True, False, None
 
     def disused(self, domain: Domain) -> list[ArenaFile]:
         """Return the domain's files that hold nothing."""

@@ -27,7 +27,18 @@ from vrambroker.broker.core.errors import (
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.handover import Handover
 from vrambroker.broker.core.idle import Holdings, IdleLeases
-from vrambroker.broker.core.ids import OUTSIDE, CallId, FrameId, Instant, LeaseId, OrderId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.ids import (
+    OUTSIDE,
+    ArenaFileId,
+    CallId,
+    FrameId,
+    Instant,
+    LeaseId,
+    OrderId,
+    SessionId,
+    SlotId,
+    TicketId,
+)
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame, Ledger
 from vrambroker.broker.core.limits import Limits
@@ -37,6 +48,7 @@ from vrambroker.broker.core.requests import Requests
 from vrambroker.broker.core.scheduler import Supply
 from vrambroker.broker.core.session import Session, Sessions
 from vrambroker.broker.core.slot import Slot, Step
+from vrambroker.broker.core.spill import Spill
 from vrambroker.broker.core.ticket import Queue, Stage, Ticket
 
 _Thing = TypeVar("_Thing")
@@ -114,6 +126,7 @@ class Told:
     state: LeaseState | None
     device_bytes: int
     host_bytes: int
+    spill_bytes: int
 
 
 class Book:
@@ -127,10 +140,11 @@ class Book:
         self.ledger = Ledger(limits.capacity_bytes)
         self.outside = Outside()
         self.arena = Arena(
-            budget_bytes=limits.host_budget_bytes,
+            budget_bytes=limits.host_budget_bytes - limits.staging_bytes,
             file_bytes=limits.arena_file_bytes,
             sizes_bytes=limits.frame_sizes_bytes,
         )
+        self.spill = Spill(limits)
         self.sessions = Sessions(limits)
         self.leases: dict[LeaseId, Lease] = {}
         self.idle = IdleLeases()
@@ -203,6 +217,10 @@ class Book:
     def frame_of(self, slot: Slot) -> Frame:
         assert slot.frame is not None, "asked only of slots that have one"
         return self.ledger.frames[slot.frame]
+
+    def arena_of(self, file: ArenaFileId) -> Arena:
+        """Return where a file belongs: to the staging room, or else to what contents are kept in."""
+        return self.spill.staging if file in self.spill.staging.files else self.arena
 
     def frame(self, frame: FrameId) -> Frame:
         return self.ledger.frames[frame]
@@ -430,11 +448,14 @@ class Book:
         return _ranked(found)
 
     def host_holders(self) -> tuple[Holder, ...]:
-        """Return who has the arena, largest first."""
+        """Return who has the arena and the spill store, largest first."""
         leases = [self.leases[lease] for lease in _first(self.host_holdings.largest()) if lease in self.leases]
         return _ranked(
             Holder(
-                session=self.name_of(lease.session), tag=lease.tag, state=lease.state.value, size_bytes=lease.host_bytes
+                session=self.name_of(lease.session),
+                tag=lease.tag,
+                state=lease.state.value,
+                size_bytes=lease.host_bytes + lease.spill_bytes,
             )
             for lease in leases
         )

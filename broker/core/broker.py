@@ -23,6 +23,7 @@ from vrambroker.broker.core import (
     resuming,
     sealing,
     settlement,
+    spilling,
     turns,
     views,
     withheld,
@@ -63,6 +64,8 @@ DriverOutcome = (
     | ev.ArenaFileFailed
     | ev.ArenaFileDestroyed
     | ev.ExtentPunched
+    | ev.Transferred
+    | ev.TransferFailed
 )
 
 
@@ -128,7 +131,9 @@ class Broker:
     def next_deadline(self) -> Instant | None:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
         book = self._book
-        deadlines = (book.next_deadline(), book.pool_until, phases.next_deadline(book), withheld.next_deadline(book))
+        retries = (book.arena.retry_at, book.spill.staging.retry_at, book.spill.retry_at)
+        others = (book.pool_until, phases.next_deadline(book), withheld.next_deadline(book))
+        deadlines = (book.next_deadline(), *others, *retries)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -145,6 +150,10 @@ def _require_sound(limits: Limits) -> None:
     invariant(bool(sizes) and sizes[0] > 0, "there is at least one frame size")
     chained = all(larger > size and larger % size == 0 for size, larger in pairwise(sizes))
     invariant(chained, "frame sizes ascend, and each divides the next")
+    spills = bool(limits.spill_budget_bytes)
+    staging = sizes[-1] <= limits.staging_bytes <= limits.host_budget_bytes if spills else not limits.staging_bytes
+    invariant(staging, "what is spilled goes through the host's budget, frame by frame")
+    invariant(limits.spill_budget_bytes % sizes[0] == 0, "the spill store is whole frames")
     invariant(limits.capacity_bytes > 0 and limits.capacity_bytes % sizes[0] == 0, "the capacity is whole frames")
 
 
@@ -294,6 +303,10 @@ def _outcome(book: Book, event: DriverOutcome) -> None:
             outcomes.arena_file_destroyed(book, event)
         case ev.ExtentPunched():
             outcomes.extent_punched(book, event)
+        case ev.Transferred():
+            spilling.transferred(book, event)
+        case ev.TransferFailed():
+            spilling.transfer_failed(book, event)
         case _:
             assert_never(event)
 
@@ -328,6 +341,7 @@ def _drain(book: Book) -> None:
 
 def _expire(book: Book) -> None:
     """Refuse everything whose time is up."""
+    spilling.try_again_if_due(book)
     phases.expire(book)
     withheld.expire(book)
     while (expired := book.pop_expired()) is not None:

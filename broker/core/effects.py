@@ -17,6 +17,7 @@ from vrambroker.broker.core.ids import (
     SessionId,
     SlotId,
     TicketId,
+    TransferId,
 )
 
 
@@ -136,6 +137,14 @@ class Extent:
     """A place in the arena; as long as the slot it belongs to."""
 
     file: ArenaFileId
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillPlace:
+    """A place in the spill store; as long as the slot it belongs to."""
+
     offset_bytes: int
     size_bytes: int
 
@@ -265,6 +274,24 @@ class PunchExtent:
     extent: Extent
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillOut:
+    """Write what is in an extent to a place in the spill store; ends in `Transferred` or `TransferFailed`."""
+
+    transfer: TransferId
+    extent: Extent
+    place: SpillPlace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillIn:
+    """Read what is in a place in the spill store into an extent; ends in `Transferred` or `TransferFailed`."""
+
+    transfer: TransferId
+    extent: Extent
+    place: SpillPlace
+
+
 class Kind(Enum):
     """What a line of the event stream is about."""
 
@@ -281,6 +308,8 @@ class Kind(Enum):
     TICKET_REFUSED = "ticket_refused"
     TICKET_DONE = "ticket_done"
     RECALLED = "recalled"
+    SPILLED = "spilled"
+    SPILL_FAILED = "spill_failed"
     BUDGET_CHANGED = "budget_changed"
     DEVICE_CHANGED = "device_changed"
     OUTSIDE_CHANGED = "outside_changed"
@@ -298,6 +327,8 @@ class Publish:
 
     LEASE_CHANGED tells the lease's whole residency after the change. DEVICE_CHANGED tells the totals of device and
     arena: `host_bytes` are set aside for contents, `host_file_bytes` is what the arena's files take for that.
+    `spill_bytes` are set aside in the spill store, by the lease or in all. SPILLED tells of contents that will be kept
+    there, since the arena has no room for them.
     """
 
     kind: Kind
@@ -314,6 +345,7 @@ class Publish:
     free_bytes: int = 0
     held_bytes: int = 0
     host_file_bytes: int = 0
+    spill_bytes: int = 0
     holders: tuple[str, ...] = field(default_factory=tuple[str, ...])
     phase: str = ""
 
@@ -335,5 +367,7 @@ Effect = (
     | DestroyArenaFile
     | OfferArenaFile
     | PunchExtent
+    | SpillOut
+    | SpillIn
     | Publish
 )

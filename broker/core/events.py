@@ -20,6 +20,7 @@ from vrambroker.broker.core.ids import (
     SessionId,
     SlotId,
     TicketId,
+    TransferId,
 )
 from vrambroker.broker.core.phase import PhasePlan
 
@@ -434,6 +435,22 @@ class ExtentPunched:
     offset_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transferred:
+    """The contents are where they were to be brought: in the spill store, or in the arena."""
+
+    transfer: TransferId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFailed:
+    """The contents are where they were, and nowhere else. `driver_call` names the file."""
+
+    transfer: TransferId
+    driver_call: str
+    reason: str
+
+
 Event = (
     Attach
     | Reattach
@@ -474,4 +491,6 @@ Event = (
     | ArenaFileFailed
     | ArenaFileDestroyed
     | ExtentPunched
+    | Transferred
+    | TransferFailed
 )

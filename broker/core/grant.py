@@ -4,6 +4,8 @@ Frames are handed on as they come: what leaves one session is granted to the nex
 copied out. `progress` is the one place that decides this.
 """
 
+from collections.abc import Iterator
+
 from vrambroker.broker.core import files, hold, recall, rooms, withheld
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import (
@@ -96,18 +98,39 @@ def _send_growth(book: Book, ticket: Ticket, growth: Growth) -> None:
 
 
 def _send_comeback(book: Book, ticket: Ticket, leases: dict[LeaseId, None]) -> None:
-    """Lend the frames in hand for what has left; not to a lease that somebody waits for to be gone."""
+    """Lend the frames in hand for what has left; not to a lease that somebody waits for to be gone. What is in the spill
+    store is read first, and has its frame kept meanwhile.
+    """
     in_hand = {size: len(frames) for size, frames in ticket.hold.in_hand.items()}
-    for lease in (book.leases[number] for number in leases):
-        if not lease.paused or lease.releases or not any(in_hand.values()):
+    fetching, ticket.fetching = ticket.fetching, {}
+    ready: dict[LeaseId, list[Slot]] = {}
+    for lease, slot in _absent(book, leases, fetching) if any(in_hand.values()) else ():
+        if not in_hand.get(slot.size_bytes):
             continue
-        slots: list[Slot] = []
-        for slot in lease.in_state(SlotState.PARKED, SlotState.DROPPED):
-            if in_hand.get(slot.size_bytes):
-                in_hand[slot.size_bytes] -= 1
-                slots.append(slot)
-        if slots:
-            _send(book, ticket, lease, slots)
+        in_hand[slot.size_bytes] -= 1
+        if slot.needs_reading:
+            _fetch(book, ticket, lease, slot)
+        else:
+            ready.setdefault(lease.lease, []).append(slot)
+    for number, slots in ready.items():
+        _send(book, ticket, book.leases[number], slots)
+
+
+def _absent(book: Book, leases: dict[LeaseId, None], first: dict[SlotId, LeaseId]) -> Iterator[tuple[Lease, Slot]]:
+    """Yield the slots that a frame can be lent for, those whose contents are being read first."""
+    open_for = [lease for lease in map(book.leases.__getitem__, leases) if lease.paused and not lease.releases]
+    for lease in open_for if first else ():
+        slots = lease.in_state(SlotState.PARKED, SlotState.DROPPED)
+        yield from ((lease, slot) for slot in slots if slot.slot in first)
+    for lease in open_for:
+        slots = lease.in_state(SlotState.PARKED, SlotState.DROPPED)
+        yield from ((lease, slot) for slot in slots if slot.slot not in first)
+
+
+def _fetch(book: Book, ticket: Ticket, lease: Lease, slot: Slot) -> None:
+    ticket.fetching[slot.slot] = lease.lease
+    if slot.extent is None:
+        book.spill.waiting.setdefault(slot.slot, lease.lease)
 
 
 def _send(book: Book, ticket: Ticket, lease: Lease, slots: list[Slot]) -> None:

@@ -236,6 +236,7 @@ def _let_go(book: Book, frames: dict[FrameId, None]) -> None:
 def empty(book: Book, ticket: Ticket) -> None:
     """Give back everything that is set aside for the ticket, in hand or promised."""
     hold, ticket.hold = ticket.hold, Hold()
+    ticket.fetching.clear()
     book.ledger.unreserve(hold.reserved_bytes)
     _let_go(book, dict.fromkeys(hold.frames_in_hand()) | hold.creating | hold.exact | hold.melting)
 

@@ -12,6 +12,7 @@ FrameId = NewType("FrameId", int)
 TicketId = NewType("TicketId", int)
 OrderId = NewType("OrderId", int)
 ArenaFileId = NewType("ArenaFileId", int)
+TransferId = NewType("TransferId", int)
 
 ConnectionId = NewType("ConnectionId", int)
 """One connection on the handle socket; made by the adapter, never by the core."""

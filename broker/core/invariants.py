@@ -3,16 +3,17 @@ included.
 """
 
 from vrambroker.broker.core import withheld
-from vrambroker.broker.core.arena import GOING, ArenaFile
+from vrambroker.broker.core.arena import GOING, Arena, ArenaFile
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.events import Contents
-from vrambroker.broker.core.ids import OUTSIDE, Domain, FrameId, LeaseId, SlotId
+from vrambroker.broker.core.ids import OUTSIDE, ArenaFileId, Domain, FrameId, LeaseId, SlotId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.scheduler import Reach
 from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
 from vrambroker.broker.core.snapshot import FileState, FramePlace, SlotState
+from vrambroker.broker.core.spill import STORE_FILE
 from vrambroker.broker.core.ticket import Comeback, Growth, Room, Stage, Ticket, bytes_of
 
 
@@ -24,6 +25,8 @@ def check(book: Book) -> None:
     holds_name_real_frames(book)
     kept_contents_have_a_place(book)
     arena_extents_are_disjoint(book)
+    spilled_contents_have_one_place(book)
+    staging_is_taken_in_turns(book)
     ended_sessions_are_fenced(book)
     counters_tell_the_truth(book)
     tickets_and_leases_agree(book)
@@ -176,33 +179,98 @@ def kept_contents_have_a_place(book: Book) -> None:
         keep = lease.contents is Contents.KEEP
         for slot in lease.slots.values():
             copy_of_sealed = lease.sealed and slot.copied
-            _hold(slot.extent is None or (keep and (lease.paused or copy_of_sealed)), name, slot)
+            _hold(not slot.placed or (keep and (lease.paused or copy_of_sealed)), name, slot)
             _hold(slot.extent is not None or not slot.copied, name, slot)
+            _hold(slot.spill is not None or not slot.spilled, name, slot)
             if slot.state is SlotState.PARKED:
-                _hold(slot.copied, name, slot)
+                _hold(slot.saved, name, slot)
             _hold(slot.state is not SlotState.DROPPED or not keep, name, slot)
             may_leave = (lease.idle_bytes > 0 and slot.state is SlotState.MAPPED) or slot.slot in lease.going
             if keep and lease.paused and (may_leave or slot.state is SlotState.LEAVING):
-                _hold(slot.extent is not None, name, (lease.lease, slot))
+                _hold(slot.placed, name, (lease.lease, slot))
+            if slot.state is SlotState.LEAVING and keep and lease.paused:
+                _hold(slot.saved or slot.extent is not None, name, (lease.lease, slot))
             if slot.copied or (slot.state is SlotState.LEAVING and slot.extent is not None):
                 assert slot.extent is not None
-                state = book.arena.files[slot.extent.file].state
+                state = book.arena_of(slot.extent.file).files[slot.extent.file].state
                 _hold(state is FileState.READY, "nothing is copied into a file before it is ready", slot)
     homeless = {lease.lease for lease in book.leases.values() if lease.paused and lease.unplaced()}
     _hold(homeless == book.homeless.keys(), "what has lost its place is looked after", homeless)
 
 
 def arena_extents_are_disjoint(book: Book) -> None:
-    """Used and free room tile every file; each use is a slot's extent, or being punched; all files fit the budget."""
-    name = "arena extents are disjoint"
+    """Used and free room tile every file; each use is a slot's extent, a transfer's, or being punched; all files fit the
+    budget.
+    """
     owned = {
         (slot.extent.file, slot.extent.offset_bytes): (lease.lease, slot.slot, slot.extent.size_bytes)
         for lease in book.leases.values()
         for slot in lease.slots.values()
         if slot.extent is not None
     }
-    for file in book.arena.files.values():
-        _tiles(book, file)
+    for one in book.spill.transfers.values():
+        extent = one.extent
+        owned[extent.file, extent.offset_bytes] = (one.lease, one.slot, extent.size_bytes)
+    for arena in (book.arena, book.spill.staging):
+        _uses_are_owned(arena, owned)
+        _budget_is_kept(arena)
+    _hold(not owned, "an extent is in a file", owned)
+    limits = book.limits
+    budget = book.arena.budget_bytes + book.spill.staging.budget_bytes
+    _hold(budget == limits.host_budget_bytes, "the staging room is part of the host's budget", budget)
+
+
+def spilled_contents_have_one_place(book: Book) -> None:
+    """Places in the spill store don't overlap and fit its budget; each is a slot's, or that of a transfer whose slot is
+    gone. What is in the store is in the arena as well only on its way, and then in the staging room.
+    """
+    name, spill = "what is spilled has one place", book.spill
+    owned: dict[tuple[ArenaFileId, int], tuple[LeaseId, SlotId, int]] = {}
+    for one in (one for one in spill.transfers.values() if one.disowned):
+        owned[STORE_FILE, one.place.offset_bytes] = (one.lease, one.slot, one.place.size_bytes)
+    for lease in book.leases.values():
+        for slot in (slot for slot in lease.slots.values() if slot.spill is not None):
+            assert slot.spill is not None
+            owned[STORE_FILE, slot.spill.offset_bytes] = (lease.lease, slot.slot, slot.size_bytes)
+            _hold(lease.paused and slot.spill.size_bytes == slot.size_bytes, name, slot)
+            _hold((slot.extent is not None) == (slot.slot in spill.staged), name, slot)
+            _hold(slot.extent is None or slot.extent.file in spill.staging.files, name, slot)
+    _hold(sum(size for _, _, size in owned.values()) == spill.used_bytes <= spill.budget_bytes, name, owned)
+    _uses_are_owned(spill.places, owned)
+    _hold(not owned, name, owned)
+
+
+def staging_is_taken_in_turns(book: Book) -> None:
+    """Who needs an extent of the staging room waits for it; who has one is known to have it, and what is in it is on its
+    way.
+    """
+    name, spill = "the staging room is taken in turns", book.spill
+    for number, owner in spill.staged.items():
+        staged = book.leases[owner].slots[number]
+        _hold(staged.extent is not None and staged.spill is not None, name, staged)
+        _hold(number not in spill.waiting, name, staged)
+    for number, transfer in spill.moving.items():
+        _hold(number in spill.staged and spill.transfers[transfer].slot == number, name, number)
+    fetched = {slot: ticket for ticket in book.tickets.values() for slot in ticket.fetching}
+    for lease in (one for one in book.leases.values() if one.spill_bytes):
+        for slot in (one for one in lease.slots.values() if one.spill is not None):
+            leaves = slot.slot in lease.going and slot.needs_staging
+            comes = slot.slot in fetched and slot.needs_reading and slot.extent is None
+            _hold(slot.slot in spill.waiting or not (leaves or comes), name, slot)
+            written = slot.spilled or slot.slot in spill.moving or spill.retry_at is not None
+            _hold(written or not slot.copied, "what is in the staging room is written", slot)
+            _hold(slot.spilled or slot.slot not in fetched, "only what is spilled is fetched", slot)
+    for ticket in book.tickets.values():
+        _hold(ticket.stage is Stage.ADMITTED or not ticket.fetching, "who fetches has frames in hand", ticket)
+        known = all(slot in book.leases[owner].slots for slot, owner in ticket.fetching.items())
+        _hold(known, "only what is there is fetched", ticket)
+
+
+def _uses_are_owned(arena: Arena, owned: dict[tuple[ArenaFileId, int], tuple[LeaseId, SlotId, int]]) -> None:
+    """Take what is used in the arena's files out of what is owned: each use has its owner."""
+    name = "arena extents are disjoint"
+    for file in arena.files.values():
+        _tiles(arena, file)
         for offset, use in file.uses.items():
             _hold(offset % use.size_bytes == 0, "an extent is aligned to its own size", use)
             if not use.punching:
@@ -210,15 +278,13 @@ def arena_extents_are_disjoint(book: Book) -> None:
                 _hold(found == (use.lease, use.slot, use.size_bytes), name, use)
         used = sum(use.size_bytes for use in file.uses.values())
         _hold(used == file.used_bytes, name, file)
-    _hold(not owned, "an extent is in a file", owned)
-    _budget_is_kept(book)
-    used = sum(file.used_bytes for file in book.arena.files.values())
-    _hold(used == book.arena.used_bytes, "the arena's use is counted", used)
+    used = sum(file.used_bytes for file in arena.files.values())
+    _hold(used == arena.used_bytes, "the arena's use is counted", used)
 
 
-def _budget_is_kept(book: Book) -> None:
+def _budget_is_kept(arena: Arena) -> None:
     """What is there fits the budget; and so will all that is planned, once what was given up for it has gone."""
-    arena, name = book.arena, "the arena is within its budget"
+    name = "the arena is within its budget"
     planned = [file for file in arena.files.values() if file.state is FileState.PLANNED]
     there = sum(file.size_bytes for file in arena.files.values() if file not in planned)
     _hold(there == arena.size_bytes <= arena.budget_bytes, name, there)
@@ -231,8 +297,8 @@ def _budget_is_kept(book: Book) -> None:
         _hold(there + file.size_bytes > arena.budget_bytes, "a planned file is made as soon as there is room", file)
 
 
-def _tiles(book: Book, file: ArenaFile) -> None:
-    free = [(at, size) for number, at, size in book.arena.blocks_of(file.domain).all() if number == file.file]
+def _tiles(arena: Arena, file: ArenaFile) -> None:
+    free = [(at, size) for number, at, size in arena.blocks_of(file.domain).all() if number == file.file]
     if file.state in GOING:
         _hold(not file.uses and not free, "a file on its way out holds nothing", file)
         return
@@ -320,10 +386,12 @@ def _count_slots(lease: Lease) -> None:
     going = [lease.slots[number] for number in lease.going]
     _hold(all(slot.state is SlotState.MAPPED for slot in going), "what is about to leave is there", lease.lease)
     _hold(lease.going_bytes == sum(slot.size_bytes for slot in going), "counters tell the truth", lease.lease)
-    doubled = sum(slot.size_bytes for slot in lease.in_state(SlotState.MAPPED) if slot.copied)
+    doubled = sum(slot.size_bytes for slot in lease.in_state(SlotState.MAPPED) if slot.saved)
     _hold(lease.doubled_bytes == doubled, "counters tell the truth", (lease.lease, "doubled"))
     extents = sum(slot.extent.size_bytes for slot in lease.slots.values() if slot.extent is not None)
     _hold(lease.host_bytes == extents, "counters tell the truth", (lease.lease, "host"))
+    spilled = sum(slot.spill.size_bytes for slot in lease.slots.values() if slot.spill is not None)
+    _hold(lease.spill_bytes == spilled, "counters tell the truth", (lease.lease, "spilled"))
     _hold(not lease.count[SlotState.EMPTY], "no slot is empty between events", lease.lease)
 
 
@@ -433,7 +501,11 @@ def handover_is_whole(book: Book) -> None:
         _hold(not ticket.together or own, name, ticket)
     for lease in (lease for lease in book.leases.values() if lease.seated):
         _hold(lease.paused and not lease.absent_bytes and lease.settled, "what is seated is there", lease.lease)
-        _hold(lease.lock in parts.values() and not lease.host_bytes, "what is seated opens with the rest", lease.lease)
+        _hold(
+            lease.lock in parts.values() and not (lease.host_bytes or lease.spill_bytes),
+            "what is seated opens with the rest",
+            lease.lease,
+        )
     if handover is not None:
         for order in handover.orders.values():
             _hold(order.session in book.sessions.live and order.order not in book.orders, name, order)

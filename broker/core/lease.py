@@ -7,7 +7,7 @@ many slots there are.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from vrambroker.broker.core.effects import Extent, LeaseState
+from vrambroker.broker.core.effects import Extent, LeaseState, SpillPlace
 from vrambroker.broker.core.errors import invariant
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import ArenaFileId, CallId, Domain, Instant, LeaseId, SessionId, SlotId, TicketId
@@ -64,6 +64,7 @@ class Lease:
     lock: TicketId | None = None
     pending_slots: int = 0
     host_bytes: int = 0
+    spill_bytes: int = 0
     slots: dict[SlotId, Slot] = field(default_factory=dict[SlotId, Slot])
     growing: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     comebacks: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
@@ -144,7 +145,7 @@ class Lease:
 
     def remove(self, slot: Slot) -> None:
         """Forget a slot that was returned."""
-        invariant(slot.state is SlotState.EMPTY and slot.extent is None, "a slot goes only once it holds nothing")
+        invariant(slot.state is SlotState.EMPTY and not slot.placed, "a slot goes only once it holds nothing")
         self._tally(slot, -1)
         del self.slots[slot.slot]
 
@@ -186,10 +187,29 @@ class Lease:
 
     def displace(self, slot: Slot) -> Extent | None:
         """Take the slot's extent from it, with whatever is in it."""
-        self.doubled_bytes -= slot.size_bytes if slot.doubled else 0
-        extent, slot.extent, slot.copied = slot.extent, None, False
+        self.note(slot, copied=False, spilled=slot.spilled)
+        extent, slot.extent = slot.extent, None
         self.host_bytes -= extent.size_bytes if extent is not None else 0
         return extent
+
+    def spill(self, slot: Slot, place: SpillPlace) -> None:
+        """Set a place in the spill store aside for the slot's contents."""
+        invariant(not slot.placed and place.size_bytes == slot.size_bytes, "a slot has one place of its own size")
+        slot.spill = place
+        self.spill_bytes += place.size_bytes
+
+    def unspill(self, slot: Slot) -> SpillPlace | None:
+        """Take the slot's place in the spill store from it, with whatever is in it."""
+        self.note(slot, copied=slot.copied, spilled=False)
+        place, slot.spill = slot.spill, None
+        self.spill_bytes -= place.size_bytes if place is not None else 0
+        return place
+
+    def note(self, slot: Slot, *, copied: bool, spilled: bool) -> None:
+        """Take note of where the contents are, beside the device."""
+        before = slot.doubled
+        slot.copied, slot.spilled = copied, spilled
+        self.doubled_bytes += (slot.doubled - before) * slot.size_bytes
 
     def in_state(self, *states: SlotState) -> Iterator[Slot]:
         return (slot for slot in self.slots.values() if slot.state in states)
@@ -197,14 +217,14 @@ class Lease:
     def cheapest(self) -> Iterator[Slot]:
         """Yield the slots that may be taken, those that are parked already first."""
         if self.doubled_bytes:
-            yield from (slot for slot in self.staying() if slot.copied)
-        yield from (slot for slot in self.staying() if not slot.copied)
+            yield from (slot for slot in self.staying() if slot.saved)
+        yield from (slot for slot in self.staying() if not slot.saved)
 
     def unplaced(self) -> list[Slot]:
         """Return the slots whose contents must be kept and have no place yet."""
         if self.contents is not Contents.KEEP or self.seated:
             return []
-        return [slot for slot in self.in_state(SlotState.MAPPED) if slot.extent is None]
+        return [slot for slot in self.in_state(SlotState.MAPPED) if not slot.placed]
 
     def files_to_park_in(self) -> dict[ArenaFileId, None]:
         """Return the files that must be populated before all that is about to leave can be ordered out."""

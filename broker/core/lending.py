@@ -1,8 +1,8 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
-from vrambroker.broker.core import budgets, files, hold, recall, rooms, scheduler
+from vrambroker.broker.core import budgets, files, hold, places, recall, rooms, scheduler
 from vrambroker.broker.core.book import NAMED_MAX, Book
-from vrambroker.broker.core.effects import Done, Kind, PunchExtent
+from vrambroker.broker.core.effects import Done, Kind
 from vrambroker.broker.core.errors import (
     BrokerError,
     Draining,
@@ -251,16 +251,10 @@ def detach_slot(book: Book, lease: Lease, slot: Slot, *, wipe: bool) -> None:
         ticket.slots.pop(slot.slot, None)
         ticket.outstanding.pop(slot.slot, None)
         book.stir(ticket.ticket)
-    extent = lease.displace(slot)
+    places.let_go(book, lease, slot, wipe=wipe)
     book.step(lease, slot, Step.RETURN, "returned")
     lease.remove(slot)
     book.count_kept(lease, -slot.size_bytes)
-    if extent is None:
-        return
-    if wipe and book.arena.begin_punching(extent):
-        book.emit(PunchExtent(extent=extent))
-    elif not wipe:
-        book.arena.give(extent)
 
 
 def after_return(book: Book, lease: Lease) -> None:
@@ -313,5 +307,6 @@ def leave_comeback(book: Book, ticket: Ticket, demand: Comeback, lease: Lease) -
             slot.ticket = None
             ticket.slots.pop(slot.slot, None)
             ticket.outstanding.pop(slot.slot, None)
+    ticket.fetching = {slot: number for slot, number in ticket.fetching.items() if number != lease.lease}
     book.supply_grew = True
     book.stir(ticket.ticket)

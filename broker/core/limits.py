@@ -29,6 +29,9 @@ class Limits:
     overtake it any more.
     `patience_ns`: past its deadline, what has been granted or released is not cut short before its peer has shown no
     progress for so long.
+    `spill_budget_bytes`: how much of what must be kept may lie in the spill store; 0 if there is none. `staging_bytes`: how
+    much of the host's budget is for contents on their way to it and back; the largest frame at least.
+    `retry_ns`: how long after the host or the spill store has refused is tried again; longer, if it goes on refusing.
     `undo_ns`: how long a change of phase that failed waits until what it had paused is back.
     `device_bytes`: what the device has for frames and all others together; unknown where nobody measures that.
     `keep_free_bytes`: how much of it is left free for others. `outside_per_session_bytes`: what a session's process
@@ -42,6 +45,8 @@ class Limits:
     host_budget_bytes: int
     arena_file_bytes: int
     arena_ahead: bool = False
+    spill_budget_bytes: int = 0
+    staging_bytes: int = 0
     pool_bytes_max: int = 0
     pool_ns: int = 0
     sessions_max: int = 256
@@ -59,6 +64,7 @@ class Limits:
     claim_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S
     undo_ns: int = 5 * NS_PER_S
+    retry_ns: int = NS_PER_S
     device_bytes: int | None = None
     keep_free_bytes: int = 0
     outside_per_session_bytes: int = 4 * GIB

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
-from vrambroker.broker.core import files, gathering, grant, ranks
+from vrambroker.broker.core import files, gathering, grant, places, ranks
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Entered, EnteredTag, Kind, Resumed
 from vrambroker.broker.core.errors import (
@@ -136,10 +136,10 @@ def out_of_host_memory(book: Book, domain: Domain, needed_bytes: int) -> OutOfHo
     """Return the error that says who has the arena."""
     free_bytes = files.free_bytes(book, domain, ())
     return OutOfHostMemory(
-        message=f"{needed_bytes} bytes of what leaves must be kept and the arena has room for {free_bytes}",
+        message=f"{needed_bytes} bytes of what leaves must be kept and {files.room_text(book, domain, ())}",
         requested_bytes=needed_bytes,
         free_bytes=free_bytes,
-        capacity_bytes=book.limits.host_budget_bytes,
+        capacity_bytes=book.limits.host_budget_bytes + book.spill.budget_bytes,
         holders=book.host_holders(),
     )
 
@@ -176,9 +176,7 @@ def _seat(book: Book, ticket: Ticket) -> None:
     for lease in (book.leases[number] for number in ticket.leases):
         if lease.paused:
             for slot in lease.slots.values():
-                extent = lease.displace(slot)
-                if extent is not None:
-                    book.arena.give(extent)
+                places.let_go(book, lease, slot)
             lease.seated = True
             book.touch(lease, "all of it is back, and opens with the rest")
 

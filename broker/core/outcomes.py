@@ -1,9 +1,9 @@
 """How slow work of the daemon's own ended: frames made and destroyed, arena files populated, punched and gone."""
 
-from vrambroker.broker.core import files, grant, hold, outside, recall
+from vrambroker.broker.core import files, grant, hold, homeless, outside, recall
 from vrambroker.broker.core.arena import Use
 from vrambroker.broker.core.book import Book
-from vrambroker.broker.core.errors import DriverFailed, OutOfHostMemory, invariant
+from vrambroker.broker.core.errors import DriverFailed, invariant
 from vrambroker.broker.core.events import (
     ArenaFileDestroyed,
     ArenaFileFailed,
@@ -13,7 +13,7 @@ from vrambroker.broker.core.events import (
     FrameCreateFailed,
     FrameDestroyed,
 )
-from vrambroker.broker.core.ids import FrameId
+from vrambroker.broker.core.ids import FrameId, Instant
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
 from vrambroker.broker.core.lending import give_up
@@ -59,7 +59,7 @@ def frame_destroyed(book: Book, event: FrameDestroyed) -> None:
 
 def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
     """Let the recalls go on that waited for the file; or destroy it, if nobody wants it any more."""
-    file = book.arena.made(event.file)
+    file = book.arena_of(event.file).made(event.file)
     if file.state is FileState.READY:
         files.offer(book, file)
         recall.file_ready(book, file)
@@ -69,14 +69,19 @@ def arena_file_ready(book: Book, event: ArenaFileReady) -> None:
 
 def arena_file_failed(book: Book, event: ArenaFileFailed) -> None:
     """Take their place from the leases that had theirs in the file; nobody may count on their frames until they have
-    another.
+    another. What only went through the file waits for its turn again.
     """
-    file = book.arena.fail_file(event.file)
+    arena = book.arena_of(event.file)
+    file = arena.fail_file(event.file)
+    arena.retry_at = Instant(book.now + book.limits.retry_ns)
     losers: dict[Lease, None] = {}
     for use in file.uses.values():
         losers[_displace(book, use)] = None
     for lease in losers:
-        _call_off(book, lease, event.reason, file.size_bytes)
+        if arena is book.arena:
+            homeless.call_off(book, lease, event.reason, file.size_bytes)
+        else:
+            book.touch(lease, f"no room to go through the host's memory: {event.reason}")
     files.begin_planned(book)
 
 
@@ -85,35 +90,18 @@ def _displace(book: Book, use: Use) -> Lease:
     slot = lease.slots[use.slot]
     invariant(not slot.copied, "nothing is parked in a file before it is ready")
     lease.displace(slot)
+    if book.spill.staged.pop(use.slot, None) is not None:
+        book.spill.waiting.setdefault(use.slot, use.lease)
     return lease
-
-
-def _call_off(book: Book, lease: Lease, reason: str, size_bytes: int) -> None:
-    """Leave a lease idle whose contents have lost their place, and withdraw what was promised of it."""
-    lease.takeable = False
-    book.homeless[lease.lease] = None
-    if lease.going:
-        for slot in [lease.slots[number] for number in lease.going]:
-            grant.break_promise(book, book.frame_of(slot))
-        error = OutOfHostMemory(
-            message=f"{book.label_of(lease)} has no place to be kept: {reason}",
-            requested_bytes=size_bytes,
-            free_bytes=book.arena.free_bytes(lease.domain),
-            capacity_bytes=book.limits.host_budget_bytes,
-            holders=book.host_holders(),
-        )
-        recall.refuse_releases(book, lease, error)
-        recall.call_off_if_needless(book, lease)
-    book.touch(lease, f"no place in the arena: {reason}")
 
 
 def arena_file_destroyed(book: Book, event: ArenaFileDestroyed) -> None:
     """Have made what was to come in the file's place."""
-    book.arena.destroyed(event.file)
+    book.arena_of(event.file).destroyed(event.file)
     files.begin_planned(book)
 
 
 def extent_punched(book: Book, event: ExtentPunched) -> None:
     """Count a dead client's extent as free."""
-    file = book.arena.punched(event.file, event.offset_bytes)
+    file = book.arena_of(event.file).punched(event.file, event.offset_bytes)
     files.give_up_if_deserted(book, file.domain)

@@ -102,11 +102,12 @@ def _place(book: Book, session: Session, leases: list[Lease]) -> list[Lease]:
 def _out_of_host_memory(book: Book, session: Session, leases: list[Lease]) -> OutOfHostMemory:
     free_bytes = files.free_bytes(book, session.peer.domain, leases)
     requested_bytes = sum(slot.size_bytes for lease in leases for slot in lease.unplaced())
+    room = files.room_text(book, session.peer.domain, leases)
     return OutOfHostMemory(
-        message=f"{session.name} must keep {requested_bytes} bytes and the arena has room for {free_bytes}",
+        message=f"{session.name} must keep {requested_bytes} bytes and {room}",
         requested_bytes=requested_bytes,
         free_bytes=free_bytes,
-        capacity_bytes=book.limits.host_budget_bytes,
+        capacity_bytes=book.limits.host_budget_bytes + book.spill.budget_bytes,
         holders=book.host_holders(),
     )
 

@@ -108,17 +108,13 @@ def _require_host(book: Book, plan: PhasePlan, leave: list[Lease], come: list[Le
         needed_bytes = sum(moving.unplaced_bytes(lease) for lease in leases)
         there_bytes = files.free_bytes(book, domain, leave)
         if plan.order is Order.HOST:
-            there_bytes += sum(lease.host_bytes for lease in come if lease.domain == domain)
+            there_bytes += sum(lease.host_bytes + lease.spill_bytes for lease in come if lease.domain == domain)
         if needed_bytes > there_bytes or not (plan.order is Order.HOST or _has_room(book, domain, leases, leave)):
             raise moving.out_of_host_memory(book, domain, needed_bytes)
 
 
 def _has_room(book: Book, domain: Domain, leases: list[Lease], leave: list[Lease]) -> bool:
-    need: dict[int, int] = {}
-    for lease in leases:
-        for slot in lease.unplaced():
-            need[slot.size_bytes] = need.get(slot.size_bytes, 0) + 1
-    return book.arena.room_for(domain, need) is not None or copies.sparable_bytes(book, domain, leave) > 0
+    return files.may_fit(book, domain, leases) or copies.sparable_bytes(book, domain, leave) > 0
 
 
 def advance(book: Book) -> bool:

@@ -23,23 +23,31 @@ def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
         return
     invariant(lease.paused and (lease.lock is None or bool(lease.releases)), "what comes back is not recalled")
     kept = lease.contents is Contents.KEEP
-    invariant(not kept or all(slot.extent for slot in fresh), "what must be kept has its place before it leaves")
+    invariant(not kept or all(slot.placed for slot in fresh), "what must be kept has its place before it leaves")
     for slot in fresh:
         lease.go(slot)
         book.ledger.leave(book.frame_of(slot))
     book.supply_grew = True
     book.touch(lease, why)
     book.publish(Kind.RECALLED, why, session=book.name_of(lease.session), tag=lease.tag, lease=lease.lease)
-    for number in lease.files_to_park_in():
-        file = book.arena.files[number]
-        if file.state in NOT_YET:
-            file.waiting[lease.lease] = None
-    send_if_ready(book, lease)
+    for slot in fresh:
+        if slot.needs_staging:
+            book.spill.waiting.setdefault(slot.slot, lease.lease)
+    send_when_ready(book, lease)
 
 
 def want_all(book: Book, lease: Lease, why: str) -> None:
     """Decide that the lease gives up all that it has."""
     want(book, lease, list(lease.staying()), why)
+
+
+def send_when_ready(book: Book, lease: Lease) -> None:
+    """Order out what is decided: now, or as soon as the files are populated that it has its places in."""
+    for number in lease.files_to_park_in():
+        file = book.arena_of(number).files[number]
+        if file.state in NOT_YET:
+            file.waiting[lease.lease] = None
+    send_if_ready(book, lease)
 
 
 def send_if_ready(book: Book, lease: Lease) -> None:
@@ -50,7 +58,9 @@ def send_if_ready(book: Book, lease: Lease) -> None:
 
 
 def _has_place(book: Book, slot: Slot) -> bool:
-    return slot.park is None or book.arena.files[slot.park.file].state is FileState.READY
+    if slot.park is None:
+        return not slot.needs_staging
+    return book.arena_of(slot.park.file).files[slot.park.file].state is FileState.READY
 
 
 def vacate(book: Book, lease: Lease, slots: list[Slot], why: str) -> None:
@@ -94,6 +104,9 @@ def call_off_if_needless(book: Book, lease: Lease) -> None:
         lease.stay(slot)
         book.ledger.stay(book.frame_of(slot))
     book.touch(lease, "recall called off: nobody needs it any more")
+    if lease.comebacks:
+        # Nothing has become free, but what waits for the lease to come back needs less now.
+        book.supply_grew = True
     book.stir(lease.lock)
 
 

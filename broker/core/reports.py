@@ -56,7 +56,7 @@ def _missed(book: Book, lease: Lease, slots: list[Slot], failure: str) -> None:
             slot.frame = None
             detach_slot(book, lease, slot, wipe=False)
         else:
-            book.step(lease, slot, Step.MISS_PARKED if slot.copied else Step.MISS_DROPPED, "could not be mapped")
+            book.step(lease, slot, Step.MISS_PARKED if slot.saved else Step.MISS_DROPPED, "could not be mapped")
             _settle_slot(book, slot)
             slot.frame = None
         hold.give_back(book, frame)
@@ -100,9 +100,9 @@ def _vacated(book: Book, lease: Lease, slot: Slot) -> None:
         slot.frame = None
         detach_slot(book, lease, slot, wipe=False)
     else:
-        if slot.extent is not None:
-            slot.copied = True
-        book.step(lease, slot, Step.PARK if slot.copied else Step.DROP, "left")
+        if slot.park is not None:
+            lease.note(slot, copied=True, spilled=False)
+        book.step(lease, slot, Step.PARK if slot.saved else Step.DROP, "left")
         _settle_slot(book, slot)
         slot.frame = None
     hold.give_back(book, frame)

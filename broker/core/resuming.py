@@ -86,7 +86,7 @@ def expire(book: Book, ticket: Ticket) -> None:
 
 def _too_late(book: Book, ticket: Ticket, what: str) -> WaitExpired:
     late = awaited(book, ticket)
-    who = names_of(late) or "the driver"
+    who = names_of(late) or ("the spill directory" if ticket.fetching else "the driver")
     return WaitExpired(
         message=f"{hold.label(book, ticket)} was waiting for {who} to {what} when its time was up",
         requested_bytes=hold.needed_bytes(book, ticket),

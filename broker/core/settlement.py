@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms, withheld
+from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms, spilling, withheld
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -20,6 +20,7 @@ class Totals:
     held_bytes: int
     host_bytes: int
     host_file_bytes: int
+    spill_bytes: int
 
 
 def totals(book: Book) -> Totals:
@@ -28,8 +29,9 @@ def totals(book: Book) -> Totals:
         lent_bytes=book.ledger.lent_bytes,
         free_bytes=book.ledger.free_bytes,
         held_bytes=book.ledger.held_bytes,
-        host_bytes=book.arena.used_bytes,
-        host_file_bytes=book.arena.size_bytes,
+        host_bytes=book.arena.used_bytes + book.spill.staging.used_bytes,
+        host_file_bytes=book.arena.size_bytes + book.spill.staging.size_bytes,
+        spill_bytes=book.spill.used_bytes,
     )
 
 
@@ -48,7 +50,7 @@ def settle(book: Book, before: Totals) -> None:
 
 
 def _follow(book: Book) -> None:
-    while book.arena.roomier or book.stirred or book.supply_grew:
+    while book.arena.roomier or book.stirred or book.supply_grew or spilling.go_on(book):
         if book.arena.roomier:
             book.arena.roomier = False
             files.rehouse(book)
@@ -133,7 +135,7 @@ def _publish_leases(book: Book) -> None:
             _publish_gone(book, number, why)
             continue
         book.device_holdings.update(number, lease.device_bytes)
-        book.host_holdings.update(number, lease.host_bytes)
+        book.host_holdings.update(number, lease.host_bytes + lease.spill_bytes)
         before = book.told.get(number)
         now = Told(
             session=book.name_of(lease.session),
@@ -141,6 +143,7 @@ def _publish_leases(book: Book) -> None:
             state=lease.state,
             device_bytes=lease.device_bytes,
             host_bytes=lease.host_bytes,
+            spill_bytes=lease.spill_bytes,
         )
         if before == now:
             continue
@@ -155,7 +158,7 @@ def _publish_gone(book: Book, number: LeaseId, why: str) -> None:
     book.host_holdings.update(number, 0)
     before = book.told.pop(number, None)
     if before is not None:
-        gone = Told(session=before.session, tag=before.tag, state=None, device_bytes=0, host_bytes=0)
+        gone = Told(session=before.session, tag=before.tag, state=None, device_bytes=0, host_bytes=0, spill_bytes=0)
         _publish_lease(book, number, gone, why)
 
 
@@ -170,6 +173,7 @@ def _publish_lease(book: Book, number: LeaseId, now: Told, why: str) -> None:
         state=now.state,
         device_bytes=now.device_bytes,
         host_bytes=now.host_bytes,
+        spill_bytes=now.spill_bytes,
     )
     book.emit(line)
 
@@ -184,5 +188,6 @@ def _publish_device(book: Book, after: Totals) -> None:
         held_bytes=after.held_bytes,
         host_bytes=after.host_bytes,
         host_file_bytes=after.host_file_bytes,
+        spill_bytes=after.spill_bytes,
     )
     book.emit(line)

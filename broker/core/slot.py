@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from vrambroker.broker.core.effects import Extent
+from vrambroker.broker.core.effects import Extent, SpillPlace
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.ids import FrameId, SlotId, TicketId
 from vrambroker.broker.core.snapshot import SlotState
@@ -64,6 +64,9 @@ class Slot:
     """`extent` is set aside for the contents; once `copied`, they are in it, and stay there until the lease is
     resident again, or, if it is sealed, until it is unsealed or others need the room.
 
+    `spill` is set aside in its stead when the arena has no room; once `spilled`, the contents are there. On their way
+    to it and back they are in an extent of the staging room, for so long only.
+
     `ticket` is the demand under which the slot's frame was granted, until that demand is met or undone.
     """
 
@@ -73,15 +76,37 @@ class Slot:
     frame: FrameId | None = None
     extent: Extent | None = None
     copied: bool = False
+    spill: SpillPlace | None = None
+    spilled: bool = False
     dirty: bool = False
     ticket: TicketId | None = None
 
     @property
+    def placed(self) -> bool:
+        """There is a place for the contents."""
+        return self.extent is not None or self.spill is not None
+
+    @property
+    def saved(self) -> bool:
+        """The contents are in their place."""
+        return self.copied or self.spilled
+
+    @property
     def doubled(self) -> bool:
-        """The contents are on the device and in the arena as well."""
-        return self.copied and self.state is SlotState.MAPPED
+        """The contents are on the device and in their place as well."""
+        return self.saved and self.state is SlotState.MAPPED
+
+    @property
+    def needs_staging(self) -> bool:
+        """The contents can't leave yet: there is no extent that they could go through."""
+        return self.spill is not None and self.extent is None and not self.saved
+
+    @property
+    def needs_reading(self) -> bool:
+        """The contents can't come back yet: they are in the spill store alone."""
+        return self.spilled and not self.copied
 
     @property
     def park(self) -> Extent | None:
         """Where the contents go before the frame leaves; nothing, if they are worth nothing or are there already."""
-        return None if self.copied else self.extent
+        return None if self.saved else self.extent

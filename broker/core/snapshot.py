@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from vrambroker.broker.core.effects import Extent, LeaseState
+from vrambroker.broker.core.effects import Extent, LeaseState, SpillPlace
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.events import Contents, Peer
 from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
@@ -68,11 +68,14 @@ class SlotView:
     frame: FrameId | None
     extent: Extent | None
     copied: bool
+    spill: SpillPlace | None
+    spilled: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
-    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use.
+    """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use;
+    `spill_bytes`: its places in the spill store.
     `takeable`: nothing has gone wrong with taking its frames since it was paused. `sealed`: nobody can write to it.
     """
 
@@ -87,6 +90,7 @@ class LeaseView:
     since: Instant
     device_bytes: int
     host_bytes: int
+    spill_bytes: int
     slots: tuple[SlotView, ...]
 
 
@@ -128,11 +132,14 @@ class TicketView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArenaFileView:
+    """`staging`: contents only go through it, on their way to the spill store and back."""
+
     file: ArenaFileId
     domain: Domain
     size_bytes: int
     used_bytes: int
     state: FileState
+    staging: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +148,7 @@ class Snapshot:
 
     `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
     `host_file_bytes`: the files that there are, empty room included; the budget bounds these. The totals change only
-    with an event that publishes them.
+    with an event that publishes them. `spill_used_bytes`: set aside in the spill store.
     `outside_bytes`: memory on the device that is no lease, as last measured; `withheld_bytes`: what of `held_bytes` is kept
     out of use for it. `eager`: why idle memory is taken though nobody asks for it; empty if it is not.
     `queue`: the tickets that wait for frames, in the order of their turn. `granted`: those that have theirs: offered, on
@@ -157,6 +164,8 @@ class Snapshot:
     host_budget_bytes: int
     host_used_bytes: int
     host_file_bytes: int
+    spill_budget_bytes: int
+    spill_used_bytes: int
     outside_bytes: int
     withheld_bytes: int
     eager: str

@@ -116,6 +116,7 @@ class Ticket:
     itself, and can do nothing else until it is answered, as far as anybody knows.
 
     `slots`: what was granted under it and is not settled yet; `outstanding`: those of them that have not arrived.
+    `fetching`: what has its frame in hand, and whose contents are on their way from the spill store.
     `together`: it is part of a change of phase, and met only together with the other parts.
     `moved_at`: when its frames were granted, or the latest of them arrived.
 
@@ -138,6 +139,7 @@ class Ticket:
     hold: Hold = field(default_factory=Hold)
     slots: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     outstanding: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
+    fetching: dict[SlotId, LeaseId] = field(default_factory=dict[SlotId, LeaseId])
     moved_at: Instant = Instant(0)
     uid: int = 0
     lasts_ns: int = 0

@@ -33,9 +33,11 @@ def snapshot(book: Book) -> Snapshot:
         held_bytes=ledger.held_bytes,
         free_bytes=ledger.free_bytes,
         peak_lent_bytes=ledger.peak_lent_bytes,
-        host_budget_bytes=book.arena.budget_bytes,
-        host_used_bytes=book.arena.used_bytes,
-        host_file_bytes=book.arena.size_bytes,
+        host_budget_bytes=book.limits.host_budget_bytes,
+        host_used_bytes=book.arena.used_bytes + book.spill.staging.used_bytes,
+        host_file_bytes=book.arena.size_bytes + book.spill.staging.size_bytes,
+        spill_budget_bytes=book.spill.budget_bytes,
+        spill_used_bytes=book.spill.used_bytes,
         outside_bytes=book.outside.used_bytes,
         withheld_bytes=book.outside.withheld_bytes,
         eager=withheld.eager_because(book),
@@ -57,8 +59,10 @@ def snapshot(book: Book) -> Snapshot:
                 size_bytes=file.size_bytes,
                 used_bytes=file.used_bytes,
                 state=file.state,
+                staging=arena is book.spill.staging,
             )
-            for file in book.arena.files.values()
+            for arena in (book.arena, book.spill.staging)
+            for file in arena.files.values()
         ),
     )
 
@@ -86,6 +90,8 @@ def _lease(lease: Lease) -> LeaseView:
             frame=slot.frame,
             extent=slot.extent,
             copied=slot.copied,
+            spill=slot.spill,
+            spilled=slot.spilled,
         )
         for slot in lease.slots.values()
     )
@@ -101,6 +107,7 @@ def _lease(lease: Lease) -> LeaseView:
         since=lease.since,
         device_bytes=lease.device_bytes,
         host_bytes=lease.host_bytes,
+        spill_bytes=lease.spill_bytes,
         slots=slots,
     )
 

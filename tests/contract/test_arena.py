@@ -11,7 +11,8 @@ import pytest
 
 from tests.contract.benches import Heard, open_fds, run
 from vrambroker.broker.adapters import host_memory
-from vrambroker.broker.adapters.arena import RESERVE_BYTES, HostArena
+from vrambroker.broker.adapters.arena import RESERVE_BYTES, HostArena, room_under
+from vrambroker.broker.adapters.memory_limit import MemoryLimit
 from vrambroker.broker.core.effects import Extent
 from vrambroker.broker.core.events import ArenaFileDestroyed, ArenaFileFailed, ArenaFileReady, ExtentPunched
 from vrambroker.broker.core.ids import ArenaFileId, Domain
@@ -21,6 +22,10 @@ DOMAIN = Domain("uid:0")
 FILE = ArenaFileId(3)
 # More than one piece, and the last one a short one.
 SIZE_BYTES = 36 * MIB
+
+
+def limit(available_bytes: int) -> MemoryLimit:
+    return MemoryLimit(limit_bytes=available_bytes, used_bytes=0, source="/pod")
 
 
 def _resident_bytes(fd: int) -> int:
@@ -111,18 +116,41 @@ def test_a_destroyed_file_goes_back() -> None:
 def test_a_file_beyond_the_memory_limit_is_refused_before_it_is_touched() -> None:
     async def test() -> None:
         heard = Heard()
-        arena = HostArena(deliver=heard.deliver, available_bytes=lambda: GIB)
+        arena = HostArena(deliver=heard.deliver, tightest=lambda: limit(GIB))
         fds = open_fds()
         arena.create(FILE, DOMAIN, GIB - RESERVE_BYTES + 2 * MIB)
         failed = await heard.next()
         assert isinstance(failed, ArenaFileFailed)
-        assert "memory limit" in failed.reason
+        assert "the memory limit of /pod, 1073741824" in failed.reason
         assert arena.fd_of(FILE) is None
         assert open_fds() == fds
         await _ready(arena, heard, 2 * MIB)
         arena.close()
 
     run(test())
+
+
+def test_a_file_is_given_up_when_others_take_the_memory_meanwhile() -> None:
+    left = [GIB, GIB]
+
+    async def test() -> None:
+        heard = Heard()
+        fds = open_fds()
+        arena = HostArena(deliver=heard.deliver, tightest=lambda: limit(left.pop() if left else RESERVE_BYTES))
+        arena.create(FILE, DOMAIN, SIZE_BYTES)
+        failed = await heard.next()
+        assert isinstance(failed, ArenaFileFailed)
+        assert "0 to be had" in failed.reason
+        assert arena.fd_of(FILE) is None
+        arena.close()
+        assert open_fds() == fds
+
+    run(test())
+
+
+def test_of_a_large_machine_more_is_left_to_others() -> None:
+    assert room_under(limit(GIB)) == GIB - RESERVE_BYTES
+    assert room_under(limit(1024 * GIB)) == 1024 * GIB - 8 * GIB
 
 
 def test_a_file_that_cannot_be_populated_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

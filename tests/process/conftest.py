@@ -111,11 +111,17 @@ def _brokers() -> Iterator[StartBroker]:
     started: list[RunningBroker] = []
     run_dir = Path(tempfile.mkdtemp(prefix="vrb-"))
 
-    def start(*, capacity: str = "64MiB", host_budget: str = "128MiB", under: str = "") -> RunningBroker:
+    def start(
+        *,
+        capacity: str = "64MiB",
+        host_budget: str = "128MiB",
+        under: str = "",
+        options: tuple[str, ...] = (),
+    ) -> RunningBroker:
         device = f"host:{os.getpid() % 1_000_000}{next(_numbers) % 1000:03}"
-        options = ["--capacity", capacity, "--host-budget", host_budget]
+        sizes = ["--capacity", capacity, "--host-budget", host_budget]
         (run_dir / under).mkdir(exist_ok=True)
-        started.append(RunningBroker(device=device, run_dir=run_dir / under, options=options))
+        started.append(RunningBroker(device=device, run_dir=run_dir / under, options=[*sizes, *options]))
         return started[-1]
 
     yield start

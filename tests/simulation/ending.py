@@ -166,6 +166,7 @@ def _all_is_free(world: World) -> None:
     require(seen.free_bytes == seen.capacity_bytes, f"all returned, and not all free: {seen}")
     require(all(frame.place is FramePlace.POOLED for frame in seen.frames), f"frames are left: {seen.frames}")
     require(not seen.arena and not seen.host_file_bytes, f"the arena is not empty: {seen.arena}")
+    require(not seen.spill_used_bytes and not world.store.under_way, f"something is left in the spill store: {seen}")
     require(not world.calls.open_calls(), f"calls without an answer: {world.calls.open_calls()}")
     require(set(world.machine.frames) == {frame.frame for frame in seen.frames}, "the machine has other frames")
 

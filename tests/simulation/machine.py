@@ -47,7 +47,7 @@ class PhysicalFile:
 
 
 class Machine:
-    """One device and one host memory."""
+    """One device and one host memory. `written_from` and `read_into`: extents that the spill store uses just now."""
 
     def __init__(self, *, capacity_bytes: int, budget_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -55,6 +55,8 @@ class Machine:
         self.frames: dict[FrameId, PhysicalFrame] = {}
         self.files: dict[ArenaFileId, PhysicalFile] = {}
         self.dead: set[int] = set()
+        self.written_from: set[tuple[ArenaFileId, int]] = set()
+        self.read_into: set[tuple[ArenaFileId, int]] = set()
 
     def create(self, frame: FrameId, size_bytes: int) -> None:
         require(frame not in self.frames, f"frame {frame} is made twice")
@@ -123,10 +125,13 @@ class Machine:
     def park(self, extent: Extent, content: int, pid: int, domain: Domain) -> None:
         file = self._usable(extent, pid, domain)
         require(extent.offset_bytes not in file.left_by_dead, f"{extent} was not punched after its owner died")
+        busy = (extent.file, extent.offset_bytes) in self.written_from | self.read_into
+        require(not busy, f"{extent} is parked in while it goes to the spill store or comes from there")
         file.contents[extent.offset_bytes] = content
 
     def parked(self, extent: Extent, pid: int, domain: Domain) -> int:
         file = self._usable(extent, pid, domain)
+        require((extent.file, extent.offset_bytes) not in self.read_into, f"{extent} is restored before it is read")
         return file.contents.get(extent.offset_bytes, 0)
 
     def _usable(self, extent: Extent, pid: int, domain: Domain) -> PhysicalFile:
@@ -140,6 +145,8 @@ class Machine:
 
     def punch(self, extent: Extent) -> None:
         file = self.files[extent.file]
+        busy = (extent.file, extent.offset_bytes) in self.written_from | self.read_into
+        require(not busy, f"{extent} is wiped while it goes to the spill store or comes from there")
         file.contents.pop(extent.offset_bytes, None)
         file.left_by_dead.discard(extent.offset_bytes)
 

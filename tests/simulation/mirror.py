@@ -18,6 +18,7 @@ class Totals:
     held_bytes: int
     host_used_bytes: int
     host_file_bytes: int
+    spill_used_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Residency:
     state: ef.LeaseState
     device_bytes: int
     host_bytes: int
+    spill_bytes: int
 
 
 class Mirror:
@@ -69,6 +71,7 @@ class Mirror:
                 state=line.state,
                 device_bytes=line.device_bytes,
                 host_bytes=line.host_bytes,
+                spill_bytes=line.spill_bytes,
             )
 
     def _hear_totals(self, line: ef.Publish) -> None:
@@ -78,6 +81,7 @@ class Mirror:
             held_bytes=line.held_bytes,
             host_used_bytes=line.host_bytes,
             host_file_bytes=line.host_file_bytes,
+            spill_used_bytes=line.spill_bytes,
         )
         total = heard.lent_bytes + heard.free_bytes + heard.held_bytes
         require(total == self._capacity_bytes, "the published totals make up the device")
@@ -93,6 +97,7 @@ class Mirror:
             held_bytes=seen.held_bytes,
             host_used_bytes=seen.host_used_bytes,
             host_file_bytes=seen.host_file_bytes,
+            spill_used_bytes=seen.spill_used_bytes,
         )
         require(totals == self._totals, f"published {self._totals}, and it is {totals}")
         peak = seen.peak_lent_bytes
@@ -109,6 +114,7 @@ class Mirror:
                 state=lease.state,
                 device_bytes=lease.device_bytes,
                 host_bytes=lease.host_bytes,
+                spill_bytes=lease.spill_bytes,
             )
             for session in seen.sessions
             for lease in session.leases

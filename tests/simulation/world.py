@@ -16,6 +16,7 @@ from tests.simulation.gates import Gates
 from tests.simulation.machine import Machine, require
 from tests.simulation.mirror import Mirror
 from tests.simulation.outsiders import Outsiders
+from tests.simulation.store import SpillStore, is_of
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.broker import Broker
@@ -37,6 +38,7 @@ from vrambroker.broker.core.snapshot import SlotState
 UNIT = 1 << 20
 DOMAINS = (Domain("user-1"), Domain("user-2"))
 ARENA_OUTCOMES = (ev.ArenaFileReady, ev.ArenaFileFailed, ev.ArenaFileDestroyed)
+TRANSFER_OUTCOMES = (ev.Transferred, ev.TransferFailed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +51,20 @@ class Shape:
 
 
 def draw_limits(chance: Random) -> Limits:
-    """Return limits that bite: a small device, a small arena, sometimes a pool."""
+    """Return limits that bite: a small device, a small arena, sometimes a pool, sometimes a spill store."""
     sizes = chance.choice(((UNIT,), (UNIT, 4 * UNIT), (UNIT, 4 * UNIT, 16 * UNIT)))
+    host_bytes = chance.choice((6, 8, 12, 24, 64)) * UNIT
+    spill_bytes = chance.choice((0, 3, 8, 16, 16, 64)) * UNIT if sizes[-1] <= host_bytes else 0
+    staging_bytes = min(host_bytes, sizes[-1] * chance.choice((1, 1, 2, 4))) if spill_bytes else 0
     capacity_bytes = chance.randint(12, 28) * UNIT
     keep_free_bytes = chance.choice((0, 2, 4)) * UNIT
     return Limits(
         capacity_bytes=capacity_bytes,
         frame_sizes_bytes=sizes,
-        host_budget_bytes=chance.choice((6, 8, 12, 24, 64)) * UNIT,
+        host_budget_bytes=host_bytes,
+        spill_budget_bytes=spill_bytes,
+        staging_bytes=staging_bytes,
+        retry_ns=chance.choice((50, 2_000)),
         arena_file_bytes=chance.choice((2, 4, 8, 16, 24)) * UNIT,
         pool_bytes_max=chance.choice((0, 0, 8)) * UNIT,
         sessions_max=16,
@@ -87,6 +95,7 @@ class World:
         self.limits = draw_limits(self.chance)
         self.broker = Broker(self.limits)
         self.machine = Machine(capacity_bytes=self.limits.capacity_bytes, budget_bytes=self.limits.host_budget_bytes)
+        self.store = SpillStore(budget_bytes=self.limits.spill_budget_bytes, machine=self.machine)
         self.outsiders = Outsiders(device_bytes=self.limits.device_bytes, machine=self.machine, chance=self.chance)
         self.mirror = Mirror(self.limits.capacity_bytes)
         self.gates = Gates()
@@ -103,9 +112,12 @@ class World:
         self.at_pause: dict[LeaseId, dict[SlotId, FrameId | None]] = {}
         self.events = 0
         self.entered = 0
+        self.spilled = self.unspilled = self.failed_writes = self.failed_reads = 0
         self.draining = False
         self.faulty = True
         self._arena_sloth = self.chance.choice((0.0, 0.8, 0.98))
+        self._disk_sloth = self.chance.choice((0.0, 0.5, 0.95))
+        self._disk_faults = self.chance.choice((0.0, 0.05, 0.3))
         self._drawn = 0
         for _ in range(shape.clients):
             self.spawn()
@@ -144,6 +156,8 @@ class World:
             return True
         pick = self.chance.randrange(len(self.driver))
         if isinstance(self.driver[pick], ARENA_OUTCOMES) and self._unlucky(self._arena_sloth):
+            return False
+        if isinstance(self.driver[pick], TRANSFER_OUTCOMES) and self._unlucky(self._disk_sloth):
             return False
         self.happen(self.driver.pop(pick))
         return True
@@ -209,10 +223,29 @@ class World:
                 self.machine.files[file].ready = True
             case ev.ArenaFileFailed(file=file) | ev.ArenaFileDestroyed(file=file):
                 del self.machine.files[file]
+            case ev.Transferred(transfer=transfer):
+                self._transferred(self.store.end(transfer, failed=False))
+            case ev.TransferFailed(transfer=transfer):
+                self.store.end(transfer, failed=True)
             case ev.ExtentPunched(file=file, offset_bytes=offset):
                 self.machine.punch(ef.Extent(file=file, offset_bytes=offset, size_bytes=0))
             case _:
                 pass
+
+    def _transferred(self, order: ef.SpillOut | ef.SpillIn) -> None:
+        """What was written needs no wiping any more where it was, if the broker believes its owner to be alive."""
+        if isinstance(order, ef.SpillIn):
+            self.unspilled += 1
+            return
+        self.spilled += 1
+        leases = (lease for session in self.broker.snapshot().sessions for lease in session.leases)
+        if any(is_of(slot.extent, order) for lease in leases for slot in lease.slots):
+            self.machine.files[order.extent.file].left_by_dead.discard(order.extent.offset_bytes)
+            for slot in (
+                slot for one in self.clients for lease in one.leases.values() for slot in lease.slots.values()
+            ):
+                if is_of(slot.extent, order):
+                    slot.extent = None
 
     # What the broker wants done
 
@@ -262,7 +295,9 @@ class World:
         | ef.DestroyFrame
         | ef.CreateArenaFile
         | ef.DestroyArenaFile
-        | ef.PunchExtent,
+        | ef.PunchExtent
+        | ef.SpillOut
+        | ef.SpillIn,
     ) -> None:
         match effect:
             case ef.WatchFence(session=session, frames=frames):
@@ -292,6 +327,19 @@ class World:
                 self.close_dying_files()
             case ef.PunchExtent(extent=extent):
                 self.driver.append(ev.ExtentPunched(file=extent.file, offset_bytes=extent.offset_bytes))
+            case ef.SpillOut() | ef.SpillIn():
+                self._transfer(effect)
+
+    def _transfer(self, order: ef.SpillOut | ef.SpillIn) -> None:
+        self.store.begin(order)
+        if not self._unlucky(self._disk_faults):
+            self.driver.append(ev.Transferred(transfer=order.transfer))
+            return
+        writes = isinstance(order, ef.SpillOut)
+        self.failed_writes += writes
+        self.failed_reads += not writes
+        call = "pwritev" if writes else "preadv"
+        self.driver.append(ev.TransferFailed(transfer=order.transfer, driver_call=call, reason="EIO"))
 
     def close_dying_files(self) -> None:
         """Have the arena's files go that everybody has let go of."""
@@ -361,14 +409,18 @@ class World:
     def _look_at_refused(self, domain: Domain, error: OutOfHostMemory) -> None:
         """A pause is refused only for what others have parked, or its own domain: an empty file is no reason."""
         least, most = self._room_bytes(domain, {}), self._room_bytes(domain, self._sparable_bytes())
+        seen = self.broker.snapshot()
+        spill_bytes = seen.spill_budget_bytes - seen.spill_used_bytes
+        # While writing fails, nothing is set aside in the store.
+        least, most = least + (0 if self.failed_writes else spill_bytes), most + spill_bytes
         require(least <= error.free_bytes <= most, f"there is room for {least} to {most}: {error}")
         one_size = len(self.limits.frame_sizes_bytes) == 1
         require(not one_size or error.requested_bytes > error.free_bytes, f"there is room for it: {error}")
 
     def _room_bytes(self, domain: Domain, spare: dict[ArenaFileId, int]) -> int:
         """Return what a domain could set aside, if so much of each file were given up for it."""
-        taken = 0
-        for file in self.broker.snapshot().arena:
+        taken = self.limits.staging_bytes
+        for file in (one for one in self.broker.snapshot().arena if not one.staging):
             used_bytes = file.used_bytes - spare.get(file.file, 0)
             taken += used_bytes if file.domain == domain else file.size_bytes if used_bytes else 0
         return self.limits.host_budget_bytes - taken

@@ -1,11 +1,19 @@
 """Words to numbers, and clear refusals."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from vrambroker.broker.config import GRAIN_BYTES, Config, OutsideRules, default_run_dir, parse_device
+from vrambroker.broker.config import (
+    GRAIN_BYTES,
+    Config,
+    OutsideRules,
+    SpillConfig,
+    default_run_dir,
+    parse_device,
+)
 from vrambroker.broker.core.errors import DriverFailed, InvalidArgument
 from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.ports import Deliver, Frames
@@ -77,6 +85,54 @@ def test_a_capacity_beyond_reason_is_refused(capacity: str, tmp_path: Path) -> N
     with pytest.raises(InvalidArgument) as caught:
         Config.of(capacity=capacity, run_dir=tmp_path)
     assert caught.value.argument == "capacity"
+
+
+def test_a_spill_directory_takes_staging_room_out_of_the_budget(tmp_path: Path) -> None:
+    config = Config.of(run_dir=tmp_path, host_budget="64MiB", spill_dir=tmp_path, spill_budget="65MiB")
+    assert config.spill == SpillConfig(folder=tmp_path, budget_bytes=64 << 20, staging_bytes=32 << 20)
+    config = Config.of(run_dir=tmp_path, host_budget="256MiB", spill_dir=tmp_path, spill_budget="64MiB")
+    assert config.spill is not None
+    assert config.spill.staging_bytes == 64 << 20
+    assert Config.of(run_dir=tmp_path).spill is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "budget", "host", "argument", "why"),
+    [
+        (".", None, "64MiB", "spill_budget", "go together"),
+        (None, "64MiB", "64MiB", "spill_dir", "go together"),
+        ("nowhere", "64MiB", "64MiB", "spill_dir", "is not a directory"),
+        ("file", "64MiB", "64MiB", "spill_dir", "is not a directory"),
+        (".", "much", "64MiB", "spill_budget", "is not a size"),
+        (".", "1MiB", "64MiB", "spill_budget", "less than a frame"),
+        (".", "4096TiB", "64MiB", "spill_budget", "of what is free in"),
+        (".", "64MiB", "30MiB", "host_budget", "no room for 33554432 bytes"),
+    ],
+)
+def test_what_can_not_be_spilled_to_is_refused(
+    folder: str | None, budget: str | None, host: str, argument: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        Config.of(
+            run_dir=tmp_path,
+            host_budget=host,
+            spill_dir=None if folder is None else tmp_path / folder,
+            spill_budget=budget,
+        )
+    assert caught.value.argument == argument
+
+
+def test_a_spill_directory_that_can_not_be_written_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", _refuse)
+    with pytest.raises(InvalidArgument, match="is not writable"):
+        Config.of(run_dir=tmp_path, host_budget="64MiB", spill_dir=tmp_path, spill_budget="64MiB")
+
+
+def _refuse(path: Path, mode: int) -> bool:
+    return False
 
 
 def test_the_run_directory_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,21 @@ from vrambroker.broker.core.effects import (
     Reply,
     SendGrant,
     SendRecall,
+    SpillPlace,
 )
 from vrambroker.broker.core.errors import BrokerError, InvariantViolation
 from vrambroker.broker.core.events import CallAbandoned, DeadlineReached, Drain, Event, FrameDestroyed
-from vrambroker.broker.core.ids import ArenaFileId, CallId, ConnectionId, Domain, FrameId, Instant, OrderId, SessionId
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    CallId,
+    ConnectionId,
+    Domain,
+    FrameId,
+    Instant,
+    OrderId,
+    SessionId,
+    TransferId,
+)
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.snapshot import Snapshot
 from vrambroker.broker.runtime import Bug, Runtime, World
@@ -112,6 +123,12 @@ class NoArena:
     def close(self) -> None: ...
 
 
+class NoSpill:
+    def write(self, transfer: TransferId, extent: Extent, place: SpillPlace) -> None: ...
+    def read(self, transfer: TransferId, extent: Extent, place: SpillPlace) -> None: ...
+    def close(self) -> None: ...
+
+
 class Bench:
     """A runtime around a scripted core."""
 
@@ -126,7 +143,9 @@ class Bench:
 
     def world(self) -> World:
         ports = self.ports
-        return World(frames=self.frames, arena=NoArena(), peers=ports, answers=ports, observers=(ports,))
+        return World(
+            frames=self.frames, arena=NoArena(), spill=NoSpill(), peers=ports, answers=ports, observers=(ports,)
+        )
 
 
 def _run(test: Coroutine[Any, Any, None]) -> None:

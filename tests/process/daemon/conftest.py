@@ -48,8 +48,14 @@ def _daemons(run_dir: Path) -> Iterator[StartDaemon]:
     children = _children()
     started: list[Daemon] = []
 
-    def start(*, capacity: str = "64MiB", host_budget: str = "64MiB", device: str | None = None) -> Daemon:
-        options = ("--capacity", capacity, "--host-budget", host_budget)
+    def start(
+        *,
+        capacity: str = "64MiB",
+        host_budget: str = "64MiB",
+        device: str | None = None,
+        options: tuple[str, ...] = (),
+    ) -> Daemon:
+        options = ("--capacity", capacity, "--host-budget", host_budget, *options)
         started.append(Daemon(run_dir, device=device, options=options))
         return started[-1]
 

@@ -51,6 +51,9 @@ def limits(
     pool_time: int = 0,
     ageing: int = 10_000,
     undo: int = 5_000,
+    spill: int = 0,
+    staging: int = 0,
+    retry: int = 100,
     device: int | None = None,
     keep_free: int = 0,
     eager: Eager = Eager.NEVER,
@@ -76,6 +79,9 @@ def limits(
         pool_ns=pool_time,
         ageing_ns=ageing,
         undo_ns=undo,
+        spill_budget_bytes=spill * MIB,
+        staging_bytes=staging * MIB,
+        retry_ns=retry,
         device_bytes=None if device is None else device * MIB,
         keep_free_bytes=keep_free * MIB,
         eager=eager,
@@ -141,6 +147,10 @@ class Desk:
             case ef.PunchExtent(extent=extent):
                 punched = ev.ExtentPunched(file=extent.file, offset_bytes=extent.offset_bytes)
                 self.pending.append(("punch", punched))
+            case ef.SpillOut(transfer=transfer):
+                self.pending.append(("spill_out", ev.Transferred(transfer=transfer)))
+            case ef.SpillIn(transfer=transfer):
+                self.pending.append(("spill_in", ev.Transferred(transfer=transfer)))
             case ef.WatchFence(session=session, frames=frames):
                 self.pending.append(("fence", ev.FencePassed(session=session, frames=frames)))
             case ef.SendGrant(session=session, lease=lease, slots=granted):
