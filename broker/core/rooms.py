@@ -19,6 +19,8 @@ def keep_if_there(book: Book, ticket: Ticket) -> None:
     if not ticket.hold.complete:
         return
     ticket.stage = Stage.KEPT
+    # What its session waits for can use it up.
+    book.supply_grew = True
     if ticket.lasts_ns:
         ticket.deadline = Instant(book.now + ticket.lasts_ns)
         book.bound(ticket)

@@ -141,3 +141,22 @@ def test_there_is_a_limit_on_it() -> None:
     for _ in range(3):
         hold(desk, session, 1)
     assert isinstance(desk.hold(session, 1), QuotaExceeded)
+
+
+def test_what_its_session_waits_for_uses_it_up_as_soon_as_it_is_there() -> None:
+    desk = Desk(held_back={"leave"})
+    one, two, three = desk.attach(peer(1)), desk.attach(peer(2)), desk.attach(peer(3))
+    desk.lease(one, "w", 4, DROP)
+    desk.held_back.clear()
+    desk.pause(one, "w", release=True)
+    desk.lease(two, "x", 3, DROP)
+    hold(desk, three, 4)
+    assert desk.hold(one, 4) is None
+    assert desk.resume(one, "w") is None
+    resume = desk.last_call
+    desk.held_back.add("leave")
+    desk.pause(two, "x")
+    assert resume not in desk.answers
+    desk.let_go("leave")
+    assert isinstance(desk.answers[resume], ef.Resumed)
+    assert kept(desk) == [("trainer-3", 4)]
