@@ -97,8 +97,8 @@ def _admit_queued(book: Book) -> None:
 
 def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:
     spared = hold.spared(book, ticket)
-    room_bytes = book.supply().reachable_bytes(reach, spared) + rooms.kept_bytes(book, ticket.session)
-    if hold.needed_bytes(book, ticket) > room_bytes:
+    beyond_bytes = hold.needed_bytes(book, ticket) - rooms.kept_bytes(book, ticket.session)
+    if not book.supply().covers(beyond_bytes, reach, spared):
         return False
     found = rooms.plan(book, ticket.session, hold.need_of(book, ticket), reach)
     if found is None:

@@ -25,6 +25,9 @@ class SlotState(Enum):
     PARKED = "parked"
     DROPPED = "dropped"
 
+    # The one that enums have is written in Python, and every counter of a lease is found by it.
+    __hash__ = object.__hash__
+
 
 class FramePlace(Enum):
     """Where a frame is, seen from the ledger."""
