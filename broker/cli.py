@@ -155,6 +155,13 @@ def serve(
     eager: Annotated[
         Eager, typer.Option(help="Take idle memory though nobody asks for it; auto: while others use the GPU.")
     ] = Eager.AUTO,
+    copy_ahead: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|off",
+            help="How long kept memory is idle before it is copied out while the link is idle; 200ms on a GPU, else off.",
+        ),
+    ] = None,
     run_dir: RunDir = None,
 ) -> None:
     """Run the daemon of one device until SIGTERM."""
@@ -172,6 +179,7 @@ def serve(
             spill_dir=spill_dir,
             spill_budget=spill_budget,
             outside=OutsideRules.of(keep_free=keep_free, per_session=outside_per_session, eager=eager),
+            copy_ahead=copy_ahead,
         )
         serve_device(config)
 

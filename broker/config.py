@@ -12,6 +12,7 @@ from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import GIB, MIB, Eager
 from vrambroker.broker.core.phase import PhasePlan
+from vrambroker.broker.durations import parse_duration
 from vrambroker.broker.sizes import parse_size
 
 # What host memory is counted in; a device's capacity is counted in its smallest frame.
@@ -101,7 +102,10 @@ class OutsideRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB."""
+    """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB.
+
+    `copy_ahead_ns`: how long kept contents are idle before they are copied out in the background; None: they never are.
+    """
 
     place: Place
     capacity_bytes: int
@@ -111,6 +115,7 @@ class Config:
     plan: PhasePlan | None = None
     spill: SpillConfig | None = None
     outside: OutsideRules = OutsideRules()
+    copy_ahead_ns: int | None = None
 
     @property
     def device(self) -> str:
@@ -128,6 +133,7 @@ class Config:
         spill_dir: Path | None = None,
         spill_budget: str | None = None,
         outside: OutsideRules = OutsideRules(),
+        copy_ahead: str | None = None,
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -150,6 +156,7 @@ class Config:
             plan=plan,
             spill=_spill(spill_dir, spill_budget, sizes_bytes, budget_bytes),
             outside=rules,
+            copy_ahead_ns=place.copy_ahead_ns if copy_ahead is None else _duration_or_off(copy_ahead),
         )
 
 
@@ -197,6 +204,10 @@ class _Bounds:
 
 def _size_or_nothing(text: str | None) -> int | None:
     return 0 if text == "0" else None if text is None else parse_size(text, "keep_free")
+
+
+def _duration_or_off(text: str) -> int | None:
+    return None if text == "off" else parse_duration(text, "copy_ahead")
 
 
 def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -> int:

@@ -150,6 +150,7 @@ class _Daemon:
             keep_free_bytes=config.outside.keep_free_bytes or 0,
             outside_per_session_bytes=config.outside.per_session_bytes,
             eager=config.outside.eager,
+            copy_ahead_ns=config.copy_ahead_ns,
         )
         runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)

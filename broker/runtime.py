@@ -26,6 +26,7 @@ from vrambroker.broker.core.effects import (
     PunchExtent,
     Refuse,
     Reply,
+    SendCopy,
     SendDraining,
     SendGrant,
     SendLeaseState,
@@ -183,6 +184,8 @@ def perform(effect: Effect, world: World) -> None:
             world.peers.grant(effect)
         case SendRecall():
             world.peers.recall(effect)
+        case SendCopy():
+            world.peers.copy(effect)
         case SendPauseOrder():
             world.peers.pause_order(effect.session, effect.order, effect.tags)
         case SendPauseCancelled():

@@ -104,13 +104,18 @@ def _sessions_table(status: Status) -> Table:
                 *head,
                 tag.tag,
                 f"{tag.contents}, sealed" if tag.sealed else tag.contents,
-                Text(tag.state, style=STATE_STYLES.get(tag.state, "")),
+                Text(_state_text(tag), style=STATE_STYLES.get(tag.state, "")),
                 size_text(tag.device_bytes),
                 _on_host(tag),
                 age_text((status.now_ns - tag.since_ns) / 1e9),
             )
             head = ("", "")
     return table
+
+
+def _state_text(tag: TagStatus) -> str:
+    """Return the state, and how much of what is idle can be taken without a copy."""
+    return f"{tag.state}, {size_text(tag.copied_bytes)} copied" if tag.copied_bytes else tag.state
 
 
 def _ticket_row(ticket: TicketStatus, now_ns: int) -> tuple[str, ...]:

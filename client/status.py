@@ -48,6 +48,7 @@ class TagStatus:
 
     `sealed`: nobody can write to it, and what it has on the host while it is resident is the copy that it keeps.
     `spill_bytes`: what is set aside for it in the spill directory.
+    `copied_bytes`: what of it is on the host as well while it is idle, so that taking it is an unmap.
     """
 
     tag: str
@@ -60,6 +61,7 @@ class TagStatus:
     priority: int
     sealed: bool
     spill_bytes: int = 0
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +193,7 @@ class StreamEvent:
     host_file_bytes: int
     phase: str = ""
     spill_bytes: int = 0
+    copied_bytes: int = 0
 
 
 def status_of(message: "broker_pb2.Status") -> Status:
@@ -256,6 +259,7 @@ def event_of(message: "broker_pb2.Event") -> StreamEvent:
         free_bytes=message.free_bytes,
         held_bytes=message.held_bytes,
         host_file_bytes=message.host_file_bytes,
+        copied_bytes=message.copied_bytes,
         phase=message.phase,
         spill_bytes=message.spill_bytes,
     )
@@ -321,6 +325,7 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         since_ns=message.since_ns,
         priority=message.priority,
         sealed=message.sealed,
+        copied_bytes=message.copied_bytes,
     )
 
 

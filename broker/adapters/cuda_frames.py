@@ -32,6 +32,7 @@ AHEAD_FRAMES = 4
 KEEP_FREE_BYTES = 2 * GIB
 OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 POOL_NS = 2_000_000_000
+COPY_AHEAD_NS = 200_000_000
 # The readings that fences wait for: all of them share one, and after a few seconds there is one in two seconds.
 FENCE_POLL_FIRST_S = 0.001
 FENCE_POLL_LAST_S = 2.0
@@ -396,6 +397,13 @@ class CudaPlace:
     def pool_ns(self) -> int:
         """Return two seconds: closing and making 16 GiB takes ten milliseconds and more, and mapping them one."""
         return POOL_NS
+
+    @property
+    def copy_ahead_ns(self) -> int:
+        """Return a fifth of a second: what is paused and resumed within a step is left alone, since copying slows its own
+        process's launches, and a phase of seconds is long enough to copy tens of GiB.
+        """
+        return COPY_AHEAD_NS
 
     def frames(self, deliver: Deliver) -> CudaFrames:
         """Return the frames of this device, for the running loop. Ownership: they close the meter."""

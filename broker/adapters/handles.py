@@ -141,9 +141,14 @@ class HandleServer:
                 self._greet(link, record)
             case records.Taken() if session is not None:
                 link.taken(record.batch)
-            case records.Arrived() | records.Left() | records.Quiet() | records.Busy() | records.Callback() if (
-                session is not None
-            ):
+            case (
+                records.Arrived()
+                | records.Left()
+                | records.Copied()
+                | records.Quiet()
+                | records.Busy()
+                | records.Callback()
+            ) if session is not None:
                 self._reported(session, record)
             case (
                 records.Lease()

@@ -138,6 +138,7 @@ def event_of(line: Line) -> v1.Event:
         state=v1.LEASE_STATE_UNSPECIFIED if told.state is None else STATE_TO_WIRE[told.state],
         device_bytes=told.device_bytes,
         host_bytes=told.host_bytes,
+        copied_bytes=told.copied_bytes,
         lent_bytes=told.lent_bytes,
         free_bytes=told.free_bytes,
         held_bytes=told.held_bytes,
@@ -160,6 +161,7 @@ def _session(session: SessionView) -> v1.Session:
             since_ns=lease.since,
             priority=lease.priority,
             sealed=lease.sealed,
+            copied_bytes=lease.copied_bytes,
         )
         for lease in session.leases
     ]

@@ -14,7 +14,8 @@ class Place(Protocol):
     `keep_free_bytes` what is left free for others; None where nobody measures what they use.
 
     `arena_ahead`: whether host memory is set up for contents before they must be parked. `pool_ns`: for how long
-    frames that come back are kept for whoever asks next.
+    frames that come back are kept for whoever asks next. `copy_ahead_ns`: how long kept contents are idle before they are
+    copied out, unless the operator says otherwise; None: they never are.
     """
 
     @property
@@ -31,6 +32,8 @@ class Place(Protocol):
     def arena_ahead(self) -> bool: ...
     @property
     def pool_ns(self) -> int: ...
+    @property
+    def copy_ahead_ns(self) -> int | None: ...
     def frames(self, deliver: Deliver) -> Frames:
         """Return the frames of this device, for the running loop. Ownership: the caller's, who closes them."""
         ...
@@ -67,6 +70,11 @@ class HostPlace:
     def pool_ns(self) -> int:
         """Return 0: making a memfd takes microseconds."""
         return 0
+
+    @property
+    def copy_ahead_ns(self) -> int | None:
+        """Return None: there is no link that would be idle, and the copies would take the workers' own cores."""
+        return None
 
     def frames(self, deliver: Deliver) -> HostFrames:
         """Return memfds."""

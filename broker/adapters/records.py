@@ -122,6 +122,15 @@ class RecallSlot(Entry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopySlot(Entry):
+    slot: int
+    file: int
+    offset_bytes: int
+
+    LAYOUT: ClassVar[Layout] = (("slot", "u64"), ("file", "u64"), ("offset_bytes", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DoneLease(Entry):
     lease: int
     same_pages: int
@@ -289,6 +298,16 @@ class Busy(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copied(Record):
+    order: int
+    slots: tuple[int, ...]
+    failure: str
+
+    TYPE: ClassVar[int] = 21
+    LAYOUT: ClassVar[Layout] = (("order", "u64"), ("slots", ListOf("u64")), ("failure", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Callback(Record):
     order: int
     declined: int
@@ -408,6 +427,16 @@ class Draining(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(Record):
+    order: int
+    lease: int
+    slots: tuple[CopySlot, ...]
+
+    TYPE: ClassVar[int] = 73
+    LAYOUT: ClassVar[Layout] = (("order", "u64"), ("lease", "u64"), ("slots", ListOf(CopySlot)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Record):
     request: int
     lease: int = 0
@@ -444,6 +473,7 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Left,
     Quiet,
     Busy,
+    Copied,
     Callback,
 )
 FROM_DAEMON: tuple[type[Record], ...] = (
@@ -456,6 +486,7 @@ FROM_DAEMON: tuple[type[Record], ...] = (
     PauseCancelled,
     LeaseState,
     Draining,
+    Copy,
     Done,
     Error,
 )

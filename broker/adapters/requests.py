@@ -25,7 +25,7 @@ Request = (
 TEXT_MAX = 200
 """How much of a peer's own words about a failure or a scope is kept; they go to people's terminals and logs."""
 
-Report = records.Arrived | records.Left | records.Quiet | records.Busy | records.Callback
+Report = records.Arrived | records.Left | records.Copied | records.Quiet | records.Busy | records.Callback
 
 
 def contents_of(number: int) -> Contents:
@@ -100,6 +100,10 @@ def event_of_report(report: Report, session: SessionId) -> Event:
             slots = tuple(SlotId(slot) for slot in report.slots)
             failure = readable(report.failure) or None
             return events.Left(session=session, lease=LeaseId(report.lease), slots=slots, failure=failure)
+        case records.Copied():
+            slots = tuple(SlotId(slot) for slot in report.slots)
+            failure = readable(report.failure) or None
+            return events.Copied(session=session, order=OrderId(report.order), slots=slots, failure=failure)
         case records.Quiet():
             return events.Quiet(session=session, order=OrderId(report.order))
         case records.Busy() if report.final:

@@ -11,7 +11,7 @@ from functools import partial
 from vrambroker.broker.adapters import records
 from vrambroker.broker.adapters.lendings import Grant, UnsentFrames, arena_file, arena_gone
 from vrambroker.broker.adapters.link import Link
-from vrambroker.broker.core.effects import RecalledSlot, SendGrant, SendRecall
+from vrambroker.broker.core.effects import RecalledSlot, SendCopy, SendGrant, SendRecall
 from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, OrderId, SessionId
 from vrambroker.broker.ports import Arena, Frames
 
@@ -101,6 +101,19 @@ class Workers:
         for start in range(0, len(order.slots), RECALLED_PER_PACKET):
             slots = tuple(_on_wire(slot) for slot in order.slots[start : start + RECALLED_PER_PACKET])
             self._send(order.session, records.Recall(lease=order.lease, slots=slots))
+
+    def copy(self, order: SendCopy) -> None:
+        """Send the order to copy slots out, which is small enough for one packet."""
+        worker = self._workers.get(order.session)
+        if worker is None or worker.link is None:
+            return
+        for slot in order.slots:
+            self._announce(worker, worker.link, slot.to.file)
+        slots = tuple(
+            records.CopySlot(slot=slot.slot, file=slot.to.file, offset_bytes=slot.to.offset_bytes)
+            for slot in order.slots
+        )
+        self._send(order.session, records.Copy(order=order.order, lease=order.lease, slots=slots))
 
     def pause_order(self, session: SessionId, order: OrderId, tags: tuple[str, ...]) -> None:
         """Ask for gates to be closed."""

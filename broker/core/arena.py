@@ -35,7 +35,10 @@ class Use:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ArenaFile:
-    """`waiting`: leases whose recall waits until the file is populated."""
+    """`waiting`: leases whose recall waits until the file is populated, or their places in it are not written to any more.
+    `written`: places and their sizes that an agent may write to until it says that it has done so, whatever has become of
+    what they were for. They may be set aside for others meanwhile.
+    """
 
     file: ArenaFileId
     domain: Domain
@@ -44,6 +47,7 @@ class ArenaFile:
     used_bytes: int = 0
     uses: dict[int, Use] = field(default_factory=dict[int, Use])
     waiting: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
+    written: dict[int, int] = field(default_factory=dict[int, int])
 
     @property
     def disused(self) -> bool:
@@ -342,6 +346,24 @@ class Arena:
         file.uses[extent.offset_bytes] = use
         file.used_bytes += use.size_bytes
         self.used_bytes += use.size_bytes
+
+    def begin_writing(self, extent: Extent) -> None:
+        """Let nobody else put contents there before `end_writing`."""
+        invariant(self.is_usable(extent), "a place is written to by one agent, once it is there")
+        self.files[extent.file].written[extent.offset_bytes] = extent.size_bytes
+
+    def end_writing(self, extent: Extent) -> None:
+        """Undo `begin_writing`; the file may be gone meanwhile, once its agent has let go of it."""
+        file = self.files.get(extent.file)
+        if file is not None:
+            del file.written[extent.offset_bytes]
+
+    def is_usable(self, extent: Extent) -> bool:
+        """Tell whether contents can be put there now: the file is there, and nobody still writes to the place."""
+        file, end = self.files[extent.file], extent.offset_bytes + extent.size_bytes
+        if file.state is not FileState.READY:
+            return False
+        return not any(at < end and extent.offset_bytes < at + size for at, size in file.written.items())
 
     def begin_punching(self, extent: Extent) -> bool:
         """Put back an extent of a dead client once it is wiped; tells whether it must be wiped at all."""

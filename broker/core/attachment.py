@@ -1,6 +1,6 @@
 """Attach, reattach, detach, and the end of a process: who is there, and what becomes of what they held."""
 
-from vrambroker.broker.core import files, gathering, pausing, recall
+from vrambroker.broker.core import background, files, gathering, pausing, recall
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.effects import (
     Attached,
@@ -90,6 +90,7 @@ def connect(book: Book, session: Session, connection: ConnectionId) -> None:
         leaving = list(lease.in_state(SlotState.LEAVING))
         if leaving:
             book.emit(recall.resend(lease, leaving))
+    background.resend(book, session)
     for order in book.orders.values():
         if order.session == session.session:
             book.emit(SendPauseOrder(session=session.session, order=order.order, tags=order.asked))
@@ -113,6 +114,7 @@ def detach(book: Book, event: Detach) -> None:
     _end_calls(book, session)
     for number in tuple(session.leases):
         return_lease(book, book.leases[number])
+    background.end(book, session.session)
     book.reply(event.call.call, Done())
     _end(book, session, "detached")
 
@@ -129,6 +131,8 @@ def process_ended(book: Book, event: ProcessEnded) -> None:
     if fenced:
         book.sessions.fence(session, ((frame.frame, frame.size_bytes) for frame in fenced))
         book.emit(WatchFence(session=session.session, frames=tuple(frame.frame for frame in fenced)))
+    else:
+        background.end(book, session.session)
     _end(book, session, f"pid {session.peer.pid} ended")
     if not book.sessions.has_process(session.peer):
         book.requests.forget(session.peer)
@@ -192,3 +196,4 @@ def fence_passed(book: Book, event: FencePassed) -> None:
     book.publish(Kind.FENCE_PASSED, "nobody can reach its frames any more", session=ended.session.name)
     if not ended.frames:
         del book.sessions.ended[event.session]
+        background.end(book, event.session)

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from vrambroker.broker.core.arena import Arena
-from vrambroker.broker.core.effects import Effect, Kind, LeaseState, Outcome, Publish, Refuse, Reply
+from vrambroker.broker.core.effects import Effect, Extent, Kind, LeaseState, Outcome, Publish, Refuse, Reply
 from vrambroker.broker.core.errors import (
     BrokerError,
     DriverFailed,
@@ -42,6 +42,7 @@ from vrambroker.broker.core.ids import (
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame, Ledger
 from vrambroker.broker.core.limits import Limits
+from vrambroker.broker.core.listing import Listing
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.requests import Requests
 from vrambroker.broker.core.scheduler import Supply
@@ -98,6 +99,24 @@ class Release:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class CopyOrder:
+    """An order to copy slots out that was not answered yet: until it is, its agent may write to these places, whatever
+    has become of the lease. `pause`: which of the lease's it was given in. `since`: when that was.
+    """
+
+    order: OrderId
+    session: SessionId
+    lease: LeaseId
+    pause: int
+    slots: dict[SlotId, Extent]
+    since: Instant
+
+    def is_about(self, lease: Lease) -> bool:
+        """Tell whether the pause that it was given in is still under way."""
+        return lease.lease == self.lease and lease.paused and lease.pauses == self.pause
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Outside:
     """What is known of memory that is no lease. `used_bytes`: as last measured; `grew_at`: when it was last found to have
     grown by much, from `low_bytes`. `withheld_bytes`: capacity that is kept out of use for it; `refills`: the tickets
@@ -126,6 +145,7 @@ class Told:
     device_bytes: int
     host_bytes: int
     spill_bytes: int
+    copied_bytes: int = 0
 
 
 class Book:
@@ -148,6 +168,7 @@ class Book:
         self.leases: dict[LeaseId, Lease] = {}
         self.idle = IdleLeases()
         self.homeless: dict[LeaseId, None] = {}
+        self.sealed: dict[LeaseId, None] = {}
         self.device_holdings = Holdings()
         self.host_holdings = Holdings()
         self.tickets: dict[TicketId, Ticket] = {}
@@ -161,6 +182,7 @@ class Book:
             replays_max=limits.replays_max,
         )
         self.plan: PhasePlan | None = None
+        self.listing = Listing()
         self.plan_uid = 0
         self.phase = ""
         self.handover: Handover | None = None
@@ -172,6 +194,8 @@ class Book:
         self.supply_grew = False
         self.pool_until: Instant | None = None
         self.pooled_bytes = 0
+        self.copies: dict[SessionId, CopyOrder] = {}
+        self.copy_at: Instant | None = None
         self._deadlines: list[tuple[Instant, int, Bounded]] = []
         self._bounded = 0
 
@@ -268,26 +292,44 @@ class Book:
         if self.idle.update(lease):
             self.supply_grew = True
         session = self.sessions.live.get(lease.session)
-        if session is not None and session.budgets:
+        if session is None:
+            return
+        self._count_device(session, lease)
+        if session.budgets:
+            self._rank_beside(session, lease)
+
+    def _count_device(self, session: Session, lease: Lease) -> None:
+        more_bytes, lease.counted_bytes = lease.device_bytes - lease.counted_bytes, lease.device_bytes
+        session.device_bytes += more_bytes
+        session.tag_bytes[lease.tag] = session.tag_bytes.get(lease.tag, 0) + more_bytes
+
+    def _rank_beside(self, session: Session, lease: Lease) -> None:
+        """Bring the order of idle leases in line after one has changed: of its session, if that is over its limit now and
+        was not, or the other way round, else of its tag.
+        """
+        if session.over != self.is_over(session, ""):
             self.rank_idle(session)
+        else:
+            self._rank_tag(session, lease.tag)
+
+    def _rank_tag(self, session: Session, tag: str) -> None:
+        over = self.is_over(session, tag)
+        for lease in map(self.leases.__getitem__, session.by_tag.get(tag, {}).values()):
+            if lease.over != over:
+                lease.over = over
+                self.idle.update(lease)
 
     def rank_idle(self, session: Session) -> None:
         """Bring the order of a session's idle leases in line with its soft limits."""
-        over = {tag: self.is_over(session, tag) for tag in session.by_tag}
-        for lease in map(self.leases.__getitem__, session.leases):
-            if lease.over != over[lease.tag]:
-                lease.over = over[lease.tag]
-                self.idle.update(lease)
+        session.over = self.is_over(session, "")
+        for tag in session.by_tag:
+            self._rank_tag(session, tag)
 
     def is_over(self, session: Session, tag: str) -> bool:
         """Tell whether a session, or this tag of it, has more of the device than its soft limit says, idle or not."""
-        for budgeted, leases in (("", session.leases), (tag, session.by_tag.get(tag, {}).values())):
-            budget = session.budgets.get(budgeted)
-            if budget is None or budget.soft_bytes is None:
-                continue
-            if sum(self.leases[lease].device_bytes for lease in leases) > budget.soft_bytes:
-                return True
-        return False
+        used = {tag: session.tag_bytes.get(tag, 0), "": session.device_bytes}
+        budgets = ((session.budgets.get(budgeted), size_bytes) for budgeted, size_bytes in used.items())
+        return any(one is not None and one.soft_bytes is not None and size > one.soft_bytes for one, size in budgets)
 
     def stir(self, ticket: TicketId | None) -> None:
         """Have the settlement look at a ticket again."""
@@ -310,6 +352,8 @@ class Book:
         self.leases[lease.lease] = lease
         session.leases[lease.lease] = None
         session.by_tag.setdefault(tag, {})[contents] = lease.lease
+        self.listing.add(lease.lease, session.name, tag)
+        lease.priority = self.listing.priority_in(self.phase, lease.lease)
         return lease
 
     def drop_lease(self, lease: Lease) -> None:
@@ -319,12 +363,14 @@ class Book:
         del session.leases[lease.lease]
         del session.by_tag[lease.tag][lease.contents]
         if not session.by_tag[lease.tag]:
-            del session.by_tag[lease.tag]
+            del session.by_tag[lease.tag], session.tag_bytes[lease.tag]
+        self.listing.discard(lease.lease)
         self.idle.forget(lease.lease)
         self.homeless.pop(lease.lease, None)
+        self.sealed.pop(lease.lease, None)
         self.touched[lease.lease] = "returned"
         if session.budgets:
-            self.rank_idle(session)
+            self._rank_beside(session, lease)
 
     def wait(self, call: CallId, what: Bounded) -> None:
         """Leave a call unanswered for now, until its deadline at the latest."""

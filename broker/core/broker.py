@@ -9,6 +9,7 @@ from typing import assert_never
 
 from vrambroker.broker.core import (
     attachment,
+    background,
     budgets,
     gathering,
     invariants,
@@ -49,6 +50,7 @@ Report = (
     | ev.DeadlineReached
     | ev.Arrived
     | ev.Left
+    | ev.Copied
     | ev.Quiet
     | ev.Busy
     | ev.StillBusy
@@ -115,6 +117,7 @@ class Broker:
                 | ev.DeadlineReached()
                 | ev.Arrived()
                 | ev.Left()
+                | ev.Copied()
                 | ev.Quiet()
                 | ev.Busy()
                 | ev.StillBusy()
@@ -132,7 +135,7 @@ class Broker:
         """Return the instant at which `DeadlineReached` is due, if anything waits for one."""
         book = self._book
         retries = (book.arena.retry_at, book.spill.staging.retry_at, book.spill.retry_at)
-        others = (book.pool_until, phases.next_deadline(book), withheld.next_deadline(book))
+        others = (book.pool_until, phases.next_deadline(book), withheld.next_deadline(book), book.copy_at)
         deadlines = (book.next_deadline(), *others, *retries)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -266,6 +269,8 @@ def _report(book: Book, event: Report) -> None:
             reports.arrived(book, event)
         case ev.Left():
             reports.left(book, event)
+        case ev.Copied():
+            background.copied(book, event)
         case ev.Quiet():
             if not gathering.quiet(book, event):
                 pausing.quiet(book, event)

@@ -4,12 +4,13 @@ Over the hard limit nothing is lent or brought back; what is there already stays
 is taken first when it is idle. What is idle does not count against the hard limit, since anybody can have it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import BudgetSet, BudgetState, Kind
 from vrambroker.broker.core.errors import InvalidArgument, QuotaExceeded
 from vrambroker.broker.core.events import SetBudget
+from vrambroker.broker.core.ids import LeaseId, SessionId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.session import Budget, Session, require_word
 from vrambroker.broker.core.ticket import Growth, Ticket, bytes_of
@@ -57,9 +58,9 @@ def _answer(budget: Budget, state: BudgetState) -> BudgetSet:
     return BudgetSet(state=state, revision=budget.revision, soft_bytes=budget.soft_bytes, hard_bytes=budget.hard_bytes)
 
 
-def used_bytes(book: Book, session: Session, tag: str) -> int:
-    """Return what counts against a hard limit: all that is in use, coming back, or on its way."""
-    return sum(_in_use_bytes(book, lease) for lease in _leases(book, session, tag))
+def used_bytes(book: Book, session: Session, tag: str, left: Set[LeaseId] = frozenset[LeaseId]()) -> int:
+    """Return what counts against a hard limit: all that is in use, coming back, or on its way; but for `left`."""
+    return sum(_in_use_bytes(book, lease) for lease in _leases(book, session, tag) if lease.lease not in left)
 
 
 def _in_use_bytes(book: Book, lease: Lease) -> int:
@@ -99,6 +100,18 @@ def require_room_to_come_back(book: Book, session: Session, leases: Iterable[Lea
         _require(book, session, budgeted, size_bytes)
 
 
+def require_room_for_change(book: Book, leave: Iterable[Lease], come: Iterable[Lease]) -> None:
+    """Raise `QuotaExceeded` if what comes in a change of phase is over a hard limit when all has left that leaves before."""
+    left = {lease.lease for lease in leave}
+    coming: dict[tuple[SessionId, str], int] = {}
+    for lease in come:
+        for budgeted in (WHOLE_SESSION, lease.tag) if book.sessions.live[lease.session].budgets else ():
+            known = coming.get((lease.session, budgeted), 0)
+            coming[lease.session, budgeted] = known + (lease.total_bytes if lease.lock is None else 0)
+    for (number, budgeted), size_bytes in coming.items():
+        _require(book, book.sessions.live[number], budgeted, size_bytes, left)
+
+
 def fault_of(book: Book, ticket: Ticket) -> QuotaExceeded | None:
     """Return what is wrong with bringing back a ticket's leases now: others may have come back since it was queued."""
     if not ticket.leases:
@@ -111,17 +124,21 @@ def fault_of(book: Book, ticket: Ticket) -> QuotaExceeded | None:
     return None
 
 
-def _require(book: Book, session: Session, tag: str, size_bytes: int) -> None:
-    fault = _fault(book, session, tag, size_bytes)
+def _require(
+    book: Book, session: Session, tag: str, size_bytes: int, left: Set[LeaseId] = frozenset[LeaseId]()
+) -> None:
+    fault = _fault(book, session, tag, size_bytes, left)
     if fault is not None:
         raise fault
 
 
-def _fault(book: Book, session: Session, tag: str, size_bytes: int) -> QuotaExceeded | None:
+def _fault(
+    book: Book, session: Session, tag: str, size_bytes: int, left: Set[LeaseId] = frozenset[LeaseId]()
+) -> QuotaExceeded | None:
     budget = session.budgets.get(tag)
     if budget is None or budget.hard_bytes is None:
         return None
-    used = used_bytes(book, session, tag)
+    used = used_bytes(book, session, tag, left)
     if used + size_bytes <= budget.hard_bytes:
         return None
     return QuotaExceeded(

@@ -36,7 +36,8 @@ def sparable_bytes(book: Book, domain: Domain, spared: Iterable[Lease]) -> int:
 def _sparable(book: Book, domain: Domain, spared: Iterable[Lease]) -> list[Extent]:
     """Return the copies in the order in which they go: the domain's own first, and file by file."""
     needed = {lease.lease for lease in spared}
-    leases = (one for one in book.leases.values() if one.sealed and not one.paused and one.lease not in needed)
+    sealed = map(book.leases.__getitem__, book.sealed)
+    leases = (one for one in sealed if not one.paused and one.lease not in needed)
     slots = (slot for lease in leases if lease.host_bytes for slot in lease.slots.values())
     extents = [slot.extent for slot in slots if slot.extent is not None]
     files = book.arena.files

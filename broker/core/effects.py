@@ -189,6 +189,24 @@ class SendRecall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedSlot:
+    """A slot whose contents are to be at this place as well."""
+
+    slot: SlotId
+    to: Extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendCopy:
+    """Order the session's agent to copy these slots out while they stay mapped, which it answers `Copied`, once."""
+
+    session: SessionId
+    order: OrderId
+    lease: LeaseId
+    slots: tuple[CopiedSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SendPauseOrder:
     """Ask the session's agent to close these tags' gates, which it answers `Quiet` or `Busy`."""
 
@@ -310,6 +328,7 @@ class Kind(Enum):
     RECALLED = "recalled"
     SPILLED = "spilled"
     SPILL_FAILED = "spill_failed"
+    COPY_FAILED = "copy_failed"
     BUDGET_CHANGED = "budget_changed"
     DEVICE_CHANGED = "device_changed"
     OUTSIDE_CHANGED = "outside_changed"
@@ -329,6 +348,7 @@ class Publish:
     arena: `host_bytes` are set aside for contents, `host_file_bytes` is what the arena's files take for that.
     `spill_bytes` are set aside in the spill store, by the lease or in all. SPILLED tells of contents that will be kept
     there, since the arena has no room for them.
+    `copied_bytes`: what of an idle lease is in the arena already, so that taking it is an unmap.
     """
 
     kind: Kind
@@ -341,6 +361,7 @@ class Publish:
     state: LeaseState | None = None
     device_bytes: int = 0
     host_bytes: int = 0
+    copied_bytes: int = 0
     lent_bytes: int = 0
     free_bytes: int = 0
     held_bytes: int = 0
@@ -355,6 +376,7 @@ Effect = (
     | Refuse
     | SendGrant
     | SendRecall
+    | SendCopy
     | SendPauseOrder
     | SendPauseCancelled
     | SendLeaseState

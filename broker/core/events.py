@@ -331,6 +331,18 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """The order is over, and nothing is written under it any more. `slots`: those whose contents are where they were to
+    be copied; with a `failure` they may be fewer than were named.
+    """
+
+    session: SessionId
+    order: OrderId
+    slots: tuple[SlotId, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quiet:
     """The gates named in the order are closed and nobody is inside."""
 
@@ -478,6 +490,7 @@ Event = (
     | DeadlineReached
     | Arrived
     | Left
+    | Copied
     | Quiet
     | Busy
     | StillBusy

@@ -19,28 +19,21 @@ from vrambroker.broker.core.session import Session, printable
 
 def leaving(book: Book, handover: Handover) -> list[Lease]:
     """Return the leases that are in use, or may be, and that only other phases list."""
-    return [lease for lease in book.leases.values() if _in_use(lease) and _leaves(book, handover, lease)]
+    listed = map(book.leases.__getitem__, book.listing.of_others(handover.phase.name))
+    return [lease for lease in listed if _in_use(lease)]
 
 
 def _in_use(lease: Lease) -> bool:
     return not lease.paused and bool(lease.slots or lease.growing)
 
 
-def _leaves(book: Book, handover: Handover, lease: Lease) -> bool:
-    known = handover.leaves.get((lease.session, lease.tag))
-    if known is None:
-        session = book.name_of(lease.session)
-        planned = book.plan is not None and book.plan.is_planned(session, lease.tag)
-        known = planned and not handover.phase.lists(session, lease.tag)
-        handover.leaves[lease.session, lease.tag] = known
-    return known
-
-
 def is_stirred(book: Book, handover: Handover) -> bool:
     """Tell whether anything has happened to what leaves, so that nobody looks at all leases for what others do."""
     stirred, handover.stirred = handover.stirred, False
-    touched = (book.leases.get(number) for number in book.touched)
-    return stirred or any(lease is None or _leaves(book, handover, lease) for lease in touched)
+    phase = handover.phase.name
+    return stirred or any(
+        number not in book.leases or book.listing.is_for_others(phase, number) for number in book.touched
+    )
 
 
 def is_ready(book: Book, handover: Handover, leases: list[Lease]) -> bool:

@@ -44,8 +44,8 @@ class GateOrder:
 class Handover:
     """`step`: how many of the order's steps are done. `asked`: the last order about each tag. `unscoped`: tags that only
     their owner can pause. `paused`: what the handover has paused so far. `tickets`: of what comes, all that is not open
-    for use yet. `leaves`: of which tags is known whether only other phases list them. `stirred`: something has happened
-    that it may have waited for.
+    for use yet; `come`: all leases that were asked for together. `stirred`: something has happened that it may have
+    waited for.
     """
 
     call: CallId
@@ -61,7 +61,7 @@ class Handover:
     paused: dict[LeaseId, EnteredTag] = field(default_factory=dict[LeaseId, EnteredTag])
     tickets: dict[CallId, TicketId] = field(default_factory=dict[CallId, TicketId])
     error: BrokerError | None = None
-    leaves: dict[tuple[SessionId, str], bool] = field(default_factory=dict[tuple[SessionId, str], bool])
+    come: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
     stirred: bool = True
 
     def order_for(self, session: SessionId, tag: str) -> GateOrder | None:

@@ -61,8 +61,7 @@ def spared(book: Book, ticket: Ticket) -> Set[LeaseId]:
     """Return whose frames must not be taken for a ticket: its own leases, and what comes together with them."""
     if not ticket.together or book.handover is None:
         return frozenset(ticket.leases)
-    parts = (book.tickets[number] for number in book.handover.tickets.values() if number in book.tickets)
-    return {lease for part in parts for lease in part.leases}
+    return book.handover.come.keys()
 
 
 def absent_parts(book: Book, leases: dict[LeaseId, None]) -> dict[int, int]:
@@ -99,8 +98,10 @@ def admit(book: Book, ticket: Ticket, plan: Plan) -> None:
     ticket.stage = Stage.ADMITTED
     ticket.hold = hold = _hold_of(ticket, plan)
     book.ledger.reserve(plan.reserve_bytes)
+    # A ticket may name thousands of leases, and take from as many.
+    who = label(book, ticket) if plan.recalls else ""
     for giver, frames in plan.recalls.items():
-        _recall(book, book.leases[giver], frames, ticket)
+        _recall(book, book.leases[giver], frames, who)
     hold.exact.update(dict.fromkeys(plan.exact))
     hold.melting.update(dict.fromkeys(plan.melting))
     for frame in (book.frame(number) for number in (*plan.exact, *plan.melting)):
@@ -124,11 +125,11 @@ def _hold_of(ticket: Ticket, plan: Plan) -> Hold:
             return Hold(to_create=dict(plan.to_create), reserved_bytes=plan.reserve_bytes)
 
 
-def _recall(book: Book, lease: Lease, frames: Set[FrameId], ticket: Ticket) -> None:
+def _recall(book: Book, lease: Lease, frames: Set[FrameId], who: str) -> None:
     slots = [slot for slot in lease.staying() if slot.frame in frames]
     size_bytes = sum(slot.size_bytes for slot in slots)
     of_all = "all of it" if len(slots) == len(lease.slots) else f"{size_bytes} of {lease.total_bytes} bytes"
-    why = f"idle, its contents {lease.worth}, and {label(book, ticket)} needs the room: {of_all}"
+    why = f"idle, its contents {lease.worth}, and {who} needs the room: {of_all}"
     recall.want(book, lease, slots, why)
 
 

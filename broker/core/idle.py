@@ -1,7 +1,8 @@
 """Two indexes over leases, so that no decision looks at all of them: whose frames to take first; and who holds most."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from itertools import islice
 
 from vrambroker.broker.core.ids import Instant, LeaseId
 from vrambroker.broker.core.lease import Lease
@@ -40,9 +41,14 @@ class IdleLeases:
             del self._order[bisect_left(self._order, key)]
             self.size_bytes -= size_bytes
 
-    def bytes_of(self, lease: LeaseId) -> int:
-        known = self._known.get(lease)
-        return known[1] if known is not None else 0
+    def bytes_in(self, leases: Set[LeaseId]) -> int:
+        """Return what may be taken from these; there may be thousands, and few of them idle."""
+        return sum(self._known[lease][1] for lease in self._known.keys() & leases)
+
+    def from_cost(self, cost: int) -> Iterator[LeaseId]:
+        """Yield those that cost at least so much to take, in their order."""
+        first = bisect_left(self._order, cost, key=lambda key: key[0])
+        return (lease for *_, lease in islice(self._order, first, None))
 
     def __iter__(self) -> Iterator[LeaseId]:
         return (lease for *_, lease in self._order)

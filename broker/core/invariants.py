@@ -2,7 +2,7 @@
 included.
 """
 
-from vrambroker.broker.core import withheld
+from vrambroker.broker.core import recall, withheld
 from vrambroker.broker.core.arena import GOING, Arena, ArenaFile
 from vrambroker.broker.core.book import Book, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
@@ -10,6 +10,7 @@ from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import OUTSIDE, ArenaFileId, Domain, FrameId, LeaseId, SlotId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.scheduler import Reach
+from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
 from vrambroker.broker.core.snapshot import FileState, FramePlace, SlotState
 from vrambroker.broker.core.spill import STORE_FILE
@@ -33,6 +34,8 @@ def check(book: Book) -> None:
     calls_wait_for_something(book)
     kept_bytes_are_counted(book)
     handover_is_whole(book)
+    copies_are_ordered(book)
+    phases_list_leases(book)
     what_is_outside_is_withheld(book)
 
 
@@ -341,6 +344,10 @@ def counters_tell_the_truth(book: Book) -> None:
         _count_slots(lease)
         session = book.sessions.live[lease.session]
         _hold(lease.over == book.is_over(session, lease.tag), name, (lease.lease, "over its soft limit"))
+    for session in book.sessions.live.values():
+        _count_device(book, session)
+    sealed = {lease.lease for lease in book.leases.values() if lease.sealed}
+    _hold(book.sealed.keys() == sealed, name, ("sealed", sealed))
     kept = book.pool_until is not None and book.now < book.pool_until
     _hold(
         kept or ledger.pool.size_bytes <= book.limits.pool_bytes_max,
@@ -349,12 +356,38 @@ def counters_tell_the_truth(book: Book) -> None:
     )
 
 
+def _count_device(book: Book, session: Session) -> None:
+    sizes: dict[str, int] = dict.fromkeys(session.by_tag, 0)
+    for lease in map(book.leases.__getitem__, session.leases):
+        sizes[lease.tag] += lease.device_bytes
+    _hold(session.tag_bytes == sizes, "counters tell the truth", (session.name, session.tag_bytes, sizes))
+    _hold(session.device_bytes == sum(sizes.values()), "counters tell the truth", session.name)
+
+
+def phases_list_leases(book: Book) -> None:
+    """Of each phase is known which leases it lists, in the order in which they were opened."""
+    leases = [(lease.lease, book.name_of(lease.session), lease.tag) for lease in book.leases.values()]
+    for phase in book.plan.phases if book.plan is not None else ():
+        listed = [lease for lease, session, tag in leases if phase.lists(session, tag)]
+        _hold(list(book.listing.of(phase.name)) == listed, "phases list leases", (phase.name, listed))
+    for lease in book.leases.values():
+        planned_priority = book.listing.priority_in(book.phase, lease.lease)
+        wanted = planned_priority if lease.asked_priority is None else lease.asked_priority
+        _hold(lease.priority == wanted, "priorities are what was set or planned", (lease.lease, wanted))
+    planned = [lease for lease, session, tag in leases if book.plan is not None and book.plan.is_planned(session, tag)]
+    _hold(len(book.listing) == len(planned), "phases list leases", planned)
+
+
 def _count_slots(lease: Lease) -> None:
     for state in SlotState:
         slots = list(lease.in_state(state))
         _hold(lease.count[state] == len(slots), "counters tell the truth", (lease.lease, state))
         size_bytes = sum(slot.size_bytes for slot in slots)
         _hold(lease.size_bytes[state] == size_bytes, "counters tell the truth", (lease.lease, state))
+    sizes = {state: sum(slot.size_bytes for slot in lease.in_state(state)) for state in SlotState}
+    _hold(lease.total_bytes == sum(sizes.values()), "counters tell the truth", (lease.lease, "total"))
+    with_frame = sum(sizes[state] for state in WITH_FRAME)
+    _hold(lease.device_bytes == with_frame, "counters tell the truth", (lease.lease, "device"))
     going = [lease.slots[number] for number in lease.going]
     _hold(all(slot.state is SlotState.MAPPED for slot in going), "what is about to leave is there", lease.lease)
     _hold(lease.going_bytes == sum(slot.size_bytes for slot in going), "counters tell the truth", lease.lease)
@@ -481,3 +514,31 @@ def handover_is_whole(book: Book) -> None:
     if handover is not None:
         for order in handover.orders.values():
             _hold(order.session in book.sessions.live and order.order not in book.orders, name, order)
+
+
+def copies_are_ordered(book: Book) -> None:
+    """What is written to is what orders name that were not answered; and what can be ordered out does not wait."""
+    name = "what is written to was ordered"
+    ordered: dict[tuple[ArenaFileId, int], int] = {}
+    for session, order in book.copies.items():
+        _hold(
+            session == order.session and (session in book.sessions.live or session in book.sessions.ended), name, order
+        )
+        for extent in order.slots.values():
+            place = (extent.file, extent.offset_bytes)
+            _hold(place not in ordered, "a place is written to by one agent", extent)
+            if extent.file in book.arena.files:
+                ordered[place] = extent.size_bytes
+        lease = book.leases.get(order.lease)
+        for slot in lease.slots.values() if lease is not None and order.is_about(lease) else ():
+            named = order.slots.get(slot.slot)
+            _hold(named in (None, slot.extent), "in the same pause a slot keeps its place", slot)
+    written = {(file.file, at): size for file in book.arena.files.values() for at, size in file.written.items()}
+    _hold(written == ordered, name, written)
+    for lease in book.leases.values():
+        for slot in map(lease.slots.__getitem__, lease.going):
+            _hold(not recall.has_place(book, lease, slot), "what can be ordered out does not wait", slot)
+            waits = slot.slot in book.spill.waiting
+            if slot.park is not None:
+                waits = lease.lease in book.arena_of(slot.park.file).files[slot.park.file].waiting
+            _hold(waits, "what waits for its place is found again", slot)

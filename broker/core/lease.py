@@ -24,6 +24,7 @@ def _zeroes() -> dict[SlotState, int]:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
     """`priority`: of the idle, those of lower priority are taken first; of those that wait, those of higher one go first.
+    `asked_priority`: what somebody has set it to, whatever the plan says.
 
     `over`: its session or its tag is over a soft limit, so that it is taken before others.
 
@@ -40,7 +41,11 @@ class Lease:
     that wait until its frames have left.
 
     `sealed`: nobody can write to it, so that what is parked of it stays true when it comes back. `doubled_bytes`: what is
-    mapped and parked as well, so that to take it is an unmap.
+    mapped and parked as well, so that to take it is an unmap. `device_bytes`: what it has of the device, whatever the
+    frames are doing; `counted_bytes`: what its session's sum has of that.
+
+    `pauses`: which pause this is; what was copied in another is not what is there now. `uncopied`: copying it out ahead has
+    failed in this pause, so that it is not tried again.
     """
 
     lease: LeaseId
@@ -51,6 +56,7 @@ class Lease:
     since: Instant
     idle_since: Instant = Instant(0)
     priority: int = 0
+    asked_priority: int | None = None
     over: bool = False
     paused: bool = False
     moved: bool = False
@@ -58,6 +64,8 @@ class Lease:
     seated: bool = False
     opened: bool = False
     sealed: bool = False
+    pauses: int = 0
+    uncopied: bool = False
     lock: TicketId | None = None
     pending_slots: int = 0
     host_bytes: int = 0
@@ -69,17 +77,11 @@ class Lease:
     going: dict[SlotId, None] = field(default_factory=dict[SlotId, None])
     going_bytes: int = 0
     doubled_bytes: int = 0
+    counted_bytes: int = 0
+    device_bytes: int = 0
+    total_bytes: int = 0
     count: dict[SlotState, int] = field(default_factory=_zeroes)
     size_bytes: dict[SlotState, int] = field(default_factory=_zeroes)
-
-    @property
-    def device_bytes(self) -> int:
-        """What it has of the device, whatever the frames are doing."""
-        return sum(self.size_bytes[state] for state in WITH_FRAME)
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(self.size_bytes.values())
 
     @property
     def mapped_bytes(self) -> int:
@@ -106,7 +108,9 @@ class Lease:
         """What it still takes to bring it back from its pause: all but what is mapped and stays, or granted."""
         if not self.paused:
             return 0
-        return sum(self.size_bytes[state] for state in ABSENT) + self.going_bytes
+        size_bytes = self.size_bytes
+        absent_bytes = size_bytes[SlotState.PARKED] + size_bytes[SlotState.DROPPED] + size_bytes[SlotState.LEAVING]
+        return absent_bytes + self.going_bytes
 
     def is_absent(self, slot: Slot) -> bool:
         """Tell whether it takes a frame to bring this slot back from a pause."""
@@ -129,6 +133,11 @@ class Lease:
         """
         free_to_take = self.paused and self.takeable and self.lock is None and not self.growing
         return self.mapped_bytes - self.going_bytes if free_to_take else 0
+
+    @property
+    def copied_bytes(self) -> int:
+        """What of an idle lease is parked as well; of others nobody asks."""
+        return self.doubled_bytes if self.state in (LeaseState.IDLE, LeaseState.PARTIAL) else 0
 
     @property
     def state(self) -> LeaseState:
@@ -176,6 +185,8 @@ class Lease:
     def _tally(self, slot: Slot, by: int) -> None:
         self.count[slot.state] += by
         self.size_bytes[slot.state] += by * slot.size_bytes
+        self.total_bytes += by * slot.size_bytes
+        self.device_bytes += by * slot.size_bytes if slot.state in WITH_FRAME else 0
         self.doubled_bytes += by * slot.size_bytes if slot.doubled else 0
 
     def place(self, slot: Slot, extent: Extent) -> None:
@@ -183,6 +194,11 @@ class Lease:
         invariant(slot.extent is None and extent.size_bytes == slot.size_bytes, "a slot has one extent of its own size")
         slot.extent = extent
         self.host_bytes += extent.size_bytes
+
+    def keep_copy(self, slot: Slot) -> None:
+        """Note that the slot's contents are in its extent."""
+        invariant(slot.extent is not None and not slot.copied, "a copy has a place, and is made once")
+        self.note(slot, copied=True, spilled=slot.spilled)
 
     def displace(self, slot: Slot) -> Extent | None:
         """Take the slot's extent from it, with whatever is in it."""

@@ -33,6 +33,8 @@ class Limits:
     much of the host's budget is for contents on their way to it and back; the largest frame at least.
     `retry_ns`: how long after the host or the spill store has refused is tried again; longer, if it goes on refusing.
     `undo_ns`: how long a change of phase that failed waits until what it had paused is back.
+    `copy_ahead_ns`: how long kept contents are idle before they are copied out in the background; None: they never are.
+    `copy_ahead_bytes`: how much of them one order is about at most, but for a single slot that is larger.
     `device_bytes`: what the device has for frames and all others together; unknown where nobody measures that.
     `keep_free_bytes`: how much of it is left free for others. `outside_per_session_bytes`: what a session's process
     may have outside of leases before it is taken for somebody who is no session. `eager`: when idle memory is taken
@@ -65,6 +67,8 @@ class Limits:
     patience_ns: int = NS_PER_S
     undo_ns: int = 5 * NS_PER_S
     retry_ns: int = NS_PER_S
+    copy_ahead_ns: int | None = None
+    copy_ahead_bytes: int = 256 * MIB
     device_bytes: int | None = None
     keep_free_bytes: int = 0
     outside_per_session_bytes: int = 4 * GIB

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 
-from vrambroker.broker.core import files, gathering, grant, places
+from vrambroker.broker.core import files, gathering, grant, places, ranks
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Entered, EnteredTag, Kind, Resumed
 from vrambroker.broker.core.errors import (
@@ -35,8 +35,8 @@ GONE = (UnknownSession, UnknownTag, UnknownLease)
 
 def coming(book: Book, phase: Phase) -> list[Lease]:
     """Return the paused leases that a phase lists."""
-    paused = (lease for lease in book.leases.values() if lease.paused)
-    return [lease for lease in paused if phase.lists(book.name_of(lease.session), lease.tag)]
+    listed = map(book.leases.__getitem__, book.listing.of(phase.name))
+    return [lease for lease in listed if lease.paused]
 
 
 def kept(leases: Iterable[Lease]) -> list[Lease]:
@@ -79,8 +79,7 @@ def _parts(book: Book, leases: list[Lease]) -> list[list[Lease]]:
     """Return leases by session, those of higher priority first."""
 
     def key(lease: Lease) -> tuple[int, int]:
-        priority = book.plan.priority_of(book.name_of(lease.session), lease.tag) if book.plan is not None else 0
-        return (-priority, lease.session)
+        return (-book.listing.priority_of(lease.lease), lease.session)
 
     return [list(part) for _, part in groupby(sorted(leases, key=key), key=key)]
 
@@ -96,6 +95,8 @@ def _open_part(book: Book, handover: Handover, leases: list[Lease], deadline: In
         lease.comebacks[ticket.ticket] = None
     book.queue.add(ticket)
     handover.tickets[part.call] = ticket.ticket
+    if together:
+        handover.come.update(demand.leases)
     book.supply_grew = True
 
 
@@ -177,6 +178,7 @@ def _seat(book: Book, ticket: Ticket) -> None:
             for slot in lease.slots.values():
                 places.let_go(book, lease, slot)
             lease.seated = True
+            lease.pauses += 1
             book.touch(lease, "all of it is back, and opens with the rest")
 
 
@@ -195,6 +197,7 @@ def _finish(book: Book, handover: Handover) -> None:
         _forget_part(book, handover, call)
     gathering.cancel_all(book, handover)
     book.handover, book.phase = None, handover.phase.name
+    ranks.rank_all(book, book.listing.ranked())
     still = (lease for lease in handover.paused if lease in book.leases and book.leases[lease].paused)
     paused = tuple(handover.paused[lease] for lease in still)
     why = f"{handover.phase.name}: paused {_names(paused)}; resumed {_names(resumed)}"

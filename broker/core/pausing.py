@@ -82,6 +82,8 @@ def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease]
 def make_idle(book: Book, lease: Lease, why: str) -> None:
     """Pause a lease that is out of use, and whose contents have their place."""
     lease.paused, lease.moved, lease.takeable = True, False, True
+    lease.pauses += 1
+    lease.uncopied = False
     lease.idle_since = book.now
     book.touch(lease, why)
     book.emit(SendLeaseState(session=lease.session, lease=lease.lease, paused=True))

@@ -4,9 +4,10 @@ A tag that no phase lists is left alone by every phase change. Patterns are thos
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 
 from vrambroker.broker.core.errors import InvalidArgument, UnknownPhase
 
@@ -37,6 +38,11 @@ class Pattern:
     def matches(self, session: str, tag: str) -> bool:
         return fnmatchcase(session, self.session) and fnmatchcase(tag, self.tag)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether it matches one tag alone, and that as it is written."""
+        return not any(letter in "*?[" for letter in self.session + self.tag)
+
     def __str__(self) -> str:
         return f"{self.session}/{self.tag}"
 
@@ -54,7 +60,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """Of tags that come in one phase change, the higher priority gets its room first."""
+    """Of tags that come in one phase change, the higher priority gets its room first. While a phase is entered that lists
+    a tag, this is its priority among all that waits and all that is idle, unless somebody has set another.
+    """
 
     pattern: Pattern
     priority: int
@@ -82,7 +90,39 @@ class PhasePlan:
 
     def priority_of(self, session: str, tag: str) -> int:
         """Return the tag's priority; 0, if it was given none."""
-        return next((one.priority for one in self.priorities if one.pattern.matches(session, tag)), 0)
+        return priority_among(self.priorities, session, tag)
+
+
+def priority_among(priorities: Iterable[Ranked], session: str, tag: str) -> int:
+    """Return the priority of the first pattern that matches a tag; 0, if none does."""
+    return next((one.priority for one in priorities if one.pattern.matches(session, tag)), 0)
+
+
+class Matcher:
+    """Tells which phases list a tag; made once for a plan, so that no pattern is read twice."""
+
+    def __init__(self, phases: Iterable[Phase]) -> None:
+        self._exact: dict[tuple[str, str], set[str]] = {}
+        self._wild: list[tuple[re.Pattern[str], str]] = []
+        for phase in phases:
+            for pattern in phase.tags:
+                if pattern.is_exact:
+                    self._exact.setdefault((pattern.session, pattern.tag), set()).add(phase.name)
+                else:
+                    # No session or tag has a slash in its name.
+                    both = f"{_unanchored(pattern.session)}/{_unanchored(pattern.tag)}"
+                    self._wild.append((re.compile(both, re.DOTALL), phase.name))
+
+    def phases_of(self, session: str, tag: str) -> frozenset[str]:
+        """Return the names of the phases that list a tag."""
+        label = f"{session}/{tag}"
+        wild = {name for pattern, name in self._wild if pattern.fullmatch(label)}
+        return frozenset(wild | self._exact.get((session, tag), set()))
+
+
+def _unanchored(pattern: str) -> str:
+    # As `(?s:…)\Z`, of which the second half would only match at the end of both parts.
+    return translate(pattern).removesuffix(r"\Z").removesuffix(r"\z")
 
 
 def parse_pattern(text: str, argument: str) -> Pattern:

@@ -3,7 +3,7 @@
 what it was checked against would have changed by then.
 """
 
-from vrambroker.broker.core import copies, files, gathering, moving, rooms
+from vrambroker.broker.core import budgets, copies, files, gathering, moving, ranks, rooms
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Done, Kind
 from vrambroker.broker.core.errors import BrokerError, Draining, NotOwner, UnknownPhase, WaitExpired, WrongState
@@ -28,6 +28,10 @@ def set_plan(book: Book, event: SetPlan) -> None:
     names = [phase.name for phase in event.plan.phases]
     if book.phase not in names:
         book.phase = ""
+    leases = ((lease.lease, book.name_of(lease.session), lease.tag) for lease in book.leases.values())
+    ranked = dict.fromkeys(book.listing.ranked())
+    book.listing.renew(event.plan, leases)
+    ranks.rank_all(book, ranked | dict.fromkeys(book.listing.ranked()))
     book.publish(Kind.PLAN_SET, f"phases {', '.join(names)}; order {event.plan.order.value}")
     book.reply(event.call.call, Done())
 
@@ -46,6 +50,7 @@ def enter(book: Book, event: Enter) -> None:
     leave, come = gathering.leaving(book, handover), moving.coming(book, phase)
     _require_authority(book, event.call.actor, [*leave, *come])
     _require_device(book, book.plan, phase, leave, come)
+    _require_budgets(book, book.plan, leave, come)
     _require_host(book, book.plan, leave, come)
     book.handover = handover
     why = f"{phase.name}: {len(leave)} leases leave, {len(come)} come"
@@ -78,6 +83,12 @@ def _require_room(book: Book, phase: Phase, leave: list[Lease], come: list[Lease
     if needed_bytes > there_bytes:
         more = f"; {needed_bytes - there_bytes} bytes too few, with all that is idle or leaves before"
         raise out_of_device_memory(book, needed_bytes, f"phase {phase.name}", more)
+
+
+def _require_budgets(book: Book, plan: PhasePlan, leave: list[Lease], come: list[Lease]) -> None:
+    if plan.order is Order.HOST:
+        budgets.require_room_for_change(book, moving.expendable(leave), moving.kept(come))
+    budgets.require_room_for_change(book, leave, come)
 
 
 def _own_bytes(book: Book, come: list[Lease]) -> int:

@@ -6,14 +6,14 @@ only decided can still be called off, and is, if nobody needs it any more.
 
 from collections.abc import Iterable
 
-from vrambroker.broker.core.arena import NOT_YET, ArenaFile
+from vrambroker.broker.core.arena import ArenaFile
 from vrambroker.broker.core.book import Book, Release
 from vrambroker.broker.core.effects import Kind, Paused, RecalledSlot, SendRecall
 from vrambroker.broker.core.errors import BrokerError, invariant
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
-from vrambroker.broker.core.snapshot import FileState, SlotState
+from vrambroker.broker.core.snapshot import SlotState
 
 
 def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
@@ -33,7 +33,7 @@ def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
     for slot in fresh:
         if slot.needs_staging:
             book.spill.waiting.setdefault(slot.slot, lease.lease)
-    send_when_ready(book, lease)
+    send_if_ready(book, lease)
 
 
 def want_all(book: Book, lease: Lease, why: str) -> None:
@@ -41,26 +41,25 @@ def want_all(book: Book, lease: Lease, why: str) -> None:
     want(book, lease, list(lease.staying()), why)
 
 
-def send_when_ready(book: Book, lease: Lease) -> None:
-    """Order out what is decided: now, or as soon as the files are populated that it has its places in."""
-    for number in lease.files_to_park_in():
-        file = book.arena_of(number).files[number]
-        if file.state in NOT_YET:
-            file.waiting[lease.lease] = None
-    send_if_ready(book, lease)
-
-
 def send_if_ready(book: Book, lease: Lease) -> None:
-    """Order out what is decided and has its place in a file that is populated."""
-    ready = [slot for slot in map(lease.slots.__getitem__, lease.going) if _has_place(book, slot)]
+    """Order out what is decided and has its place in a file that is populated, where nobody else writes any more; the rest
+    waits for that.
+    """
+    ready = [slot for slot in map(lease.slots.__getitem__, lease.going) if has_place(book, lease, slot)]
     if ready:
         _order(book, lease, ready, "recalled")
+    for number in lease.files_to_park_in():
+        book.arena_of(number).files[number].waiting[lease.lease] = None
 
 
-def _has_place(book: Book, slot: Slot) -> bool:
+def has_place(book: Book, lease: Lease, slot: Slot) -> bool:
+    """Tell whether a slot can be ordered out now. One that its agent copies there just now can: it does both in order."""
     if slot.park is None:
         return not slot.needs_staging
-    return book.arena_of(slot.park.file).files[slot.park.file].state is FileState.READY
+    if book.arena_of(slot.park.file).is_usable(slot.park):
+        return True
+    order = book.copies.get(lease.session)
+    return order is not None and order.is_about(lease) and order.slots.get(slot.slot) == slot.park
 
 
 def vacate(book: Book, lease: Lease, slots: list[Slot], why: str) -> None:
@@ -84,7 +83,7 @@ def resend(lease: Lease, slots: Iterable[Slot]) -> SendRecall:
 
 
 def file_ready(book: Book, file: ArenaFile) -> None:
-    """Send the recalls that waited for this file alone."""
+    """Send the recalls that waited for this file, or a place in it."""
     waiting, file.waiting = file.waiting, {}
     for number in waiting:
         lease = book.leases.get(number)

@@ -44,7 +44,7 @@ def plan(book: Book, session: SessionId, need: Need, reach: Reach) -> Plan | Non
     kept = 0 if need.bare else kept_bytes(book, session)
     needed = bytes_of(need.parts)
     supply = book.supply()
-    if needed > supply.reachable_bytes(reach, need.spared) + kept:
+    if not supply.covers(needed - kept, reach, need.spared):
         return None
     _use_up(book, session, min(needed, kept))
     found = scheduler.plan(need, supply, reach)

@@ -22,6 +22,7 @@ def seal(book: Book, event: Seal) -> None:
     for lease in leases:
         if not lease.sealed:
             lease.sealed = True
+            book.sealed[lease.lease] = None
             _publish(book, lease, Kind.LEASE_SEALED, "its memory is read-only: it is copied out once at most")
     book.reply(event.call.call, Done())
 
@@ -32,6 +33,7 @@ def unseal(book: Book, event: Unseal) -> None:
         if not lease.sealed:
             continue
         lease.sealed = False
+        del book.sealed[lease.lease]
         if not lease.paused:
             files.unplace(book, lease)
         _publish(book, lease, Kind.LEASE_UNSEALED, "its memory can be written to again")

@@ -47,7 +47,8 @@ class Budget:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Session:
     """`waits`: calls about this session that are not answered yet, whoever made them. `kept_bytes`: all slots whose
-    contents must be kept. `budgets`: by tag, "" for all of the session.
+    contents must be kept. `budgets`: by tag, "" for all of the session. `device_bytes`, `tag_bytes`: what its leases have of
+    the device; `over`: that is more than the soft limit of all of the session.
     """
 
     session: SessionId
@@ -56,6 +57,9 @@ class Session:
     token: bytes = field(repr=False)
     connection: ConnectionId | None
     kept_bytes: int = 0
+    device_bytes: int = 0
+    tag_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    over: bool = False
     budgets: dict[str, Budget] = field(default_factory=dict[str, Budget])
     offered: dict[ArenaFileId, None] = field(default_factory=dict[ArenaFileId, None])
     leases: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import budgets, files, grant, hold, phases, rings, rooms, spilling, withheld
+from vrambroker.broker.core import background, budgets, files, grant, hold, phases, rings, rooms, spilling, withheld
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -43,6 +43,7 @@ def settle(book: Book, before: Totals) -> None:
     if withheld.press(book):
         _follow(book)
     _trim_pool(book)
+    background.go_on(book)
     _publish_leases(book)
     after = totals(book)
     if after != before:
@@ -96,8 +97,8 @@ def _admit_queued(book: Book) -> None:
 
 def _admit(book: Book, ticket: Ticket, reach: Reach) -> bool:
     spared = hold.spared(book, ticket)
-    room_bytes = book.supply().reachable_bytes(reach, spared) + rooms.kept_bytes(book, ticket.session)
-    if hold.needed_bytes(book, ticket) > room_bytes:
+    beyond_bytes = hold.needed_bytes(book, ticket) - rooms.kept_bytes(book, ticket.session)
+    if not book.supply().covers(beyond_bytes, reach, spared):
         return False
     found = rooms.plan(book, ticket.session, hold.need_of(book, ticket), reach)
     if found is None:
@@ -144,6 +145,7 @@ def _publish_leases(book: Book) -> None:
             device_bytes=lease.device_bytes,
             host_bytes=lease.host_bytes,
             spill_bytes=lease.spill_bytes,
+            copied_bytes=lease.copied_bytes,
         )
         if before == now:
             continue
@@ -174,6 +176,7 @@ def _publish_lease(book: Book, number: LeaseId, now: Told, why: str) -> None:
         device_bytes=now.device_bytes,
         host_bytes=now.host_bytes,
         spill_bytes=now.spill_bytes,
+        copied_bytes=now.copied_bytes,
     )
     book.emit(line)
 

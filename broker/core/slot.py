@@ -62,7 +62,8 @@ def follow(state: SlotState, step: Step) -> SlotState:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
     """`extent` is set aside for the contents; once `copied`, they are in it, and stay there until the lease is
-    resident again, or, if it is sealed, until it is unsealed or others need the room.
+    resident again, or, if it is sealed, until it is unsealed or others need the room. They may be copied while it is
+    mapped still.
 
     `spill` is set aside in its stead when the arena has no room; once `spilled`, the contents are there. On their way
     to it and back they are in an extent of the staging room, for so long only.

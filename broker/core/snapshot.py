@@ -25,6 +25,9 @@ class SlotState(Enum):
     PARKED = "parked"
     DROPPED = "dropped"
 
+    # The one that enums have is written in Python, and every counter of a lease is found by it.
+    __hash__ = object.__hash__
+
 
 class FramePlace(Enum):
     """Where a frame is, seen from the ledger."""
@@ -72,7 +75,8 @@ class SlotView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
     """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use;
-    `spill_bytes`: its places in the spill store.
+    `spill_bytes`: its places in the spill store. `copied_bytes`: what of an idle lease is in the arena already, so that
+    taking it is an unmap.
     `takeable`: nothing has gone wrong with taking its frames since it was paused. `sealed`: nobody can write to it.
     """
 
@@ -88,6 +92,7 @@ class LeaseView:
     device_bytes: int
     host_bytes: int
     spill_bytes: int
+    copied_bytes: int
     slots: tuple[SlotView, ...]
 
 

@@ -96,7 +96,7 @@ def _take_turns(book: Book) -> bool:
             if slot.slot in lease.going:
                 leaving[lease] = None
     for lease in leaving:
-        recall.send_when_ready(book, lease)
+        recall.send_if_ready(book, lease)
     return served
 
 

@@ -1,13 +1,13 @@
 """Whose turn it is, as people change it: priorities, and tickets cancelled."""
 
-from vrambroker.broker.core import phases
+from vrambroker.broker.core import phases, ranks
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Done
 from vrambroker.broker.core.errors import Cancelled, InvalidArgument, NotOwner, UnknownTicket
 from vrambroker.broker.core.events import Cancel, Peer, Prioritize
 from vrambroker.broker.core.grant import undo
 from vrambroker.broker.core.ids import OUTSIDE
-from vrambroker.broker.core.lending import priority_of, withdraw
+from vrambroker.broker.core.lending import withdraw
 from vrambroker.broker.core.pausing import require_tags
 from vrambroker.broker.core.ticket import Stage, Ticket
 
@@ -23,13 +23,8 @@ def prioritize(book: Book, event: Prioritize) -> None:
             message=f"priority {event.priority} is not between -{most} and {most}", argument="priority"
         )
     for lease in book.leases_of(session, event.tags):
-        lease.priority = event.priority
-        book.touch(lease, f"its priority is {event.priority} now")
-        for ticket in map(book.tickets.__getitem__, lease.comebacks):
-            ticket.priority = priority_of(book, ticket)
-            if ticket.ticket in book.queue:
-                book.queue.add(ticket)
-                book.supply_grew = True
+        lease.asked_priority = event.priority
+        ranks.rank(book, lease)
     book.reply(event.call.call, Done())
 
 

@@ -108,6 +108,7 @@ def _lease(lease: Lease) -> LeaseView:
         device_bytes=lease.device_bytes,
         host_bytes=lease.host_bytes,
         spill_bytes=lease.spill_bytes,
+        copied_bytes=lease.copied_bytes,
         slots=slots,
     )
 

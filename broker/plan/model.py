@@ -16,13 +16,16 @@ SPARE_FRAMES = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedTag:
-    """`size_bytes`: whole frames. `elastic`: it takes what the others leave, so its largest size is asked for."""
+    """`size_bytes`: whole frames. `elastic`: it takes what the others leave, so its largest size is asked for. `sealed`: it
+    is copied out at most once, so its copy stays on the host.
+    """
 
     session: str
     tag: str
     size_bytes: int
     contents: Contents
     elastic: bool = False
+    sealed: bool = False
 
     @property
     def kept_bytes(self) -> int:

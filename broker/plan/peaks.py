@@ -9,6 +9,9 @@ the larger phase, but for a few spare frames: while one frame is copied out, oth
 
 Order `host`: dropped contents leave, kept contents come, kept contents leave, dropped contents come. So the host never
 has more than in the two phases, and the device has the kept contents of both sides.
+
+What is sealed and has to leave in some phase is copied out once: from then on its copy is on the host in every phase.
+Only the order `host` gives it up when the contents are back, since that is what it is for.
 """
 
 from collections.abc import Iterable
@@ -51,7 +54,16 @@ def peaks(plan: Plan) -> tuple[Peak, ...]:
 def _phase_peak(plan: Plan, phase: Phase) -> Peak:
     there = [tag for tag in plan.tags if _is_there(plan, phase, tag)]
     away = [tag for tag in plan.tags if tag not in there]
-    return Peak(phase=phase.name, device_bytes=device_bytes(there), host_bytes=kept_bytes(away))
+    host = kept_bytes(away) + kept_bytes(_copied(plan, there))
+    return Peak(phase=phase.name, device_bytes=device_bytes(there), host_bytes=host)
+
+
+def _copied(plan: Plan, there: Iterable[PlannedTag]) -> list[PlannedTag]:
+    """Return those of which there is a copy on the host although they are on the device."""
+    if plan.phases.order is Order.HOST:
+        return []
+    phases = plan.phases.phases
+    return [tag for tag in there if tag.sealed and not all(_is_there(plan, phase, tag) for phase in phases)]
 
 
 def _is_there(plan: Plan, phase: Phase, tag: PlannedTag) -> bool:
@@ -76,7 +88,7 @@ def _change_peak(plan: Plan, before: Phase, after: Phase) -> Peak:
     device = max(first.device_bytes, last.device_bytes, _both_bytes(plan, change))
     host = max(first.host_bytes, last.host_bytes)
     if plan.phases.order is Order.DEVICE:
-        host = kept_bytes((*change.away, *change.come, *change.leave))
+        host = kept_bytes((*change.away, *change.come, *change.leave, *_copied(plan, change.stay)))
     return Peak(phase=after.name, after=before.name, device_bytes=device, host_bytes=host)
 
 

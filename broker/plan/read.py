@@ -174,12 +174,16 @@ def _tag(entry: _Table, pattern: Pattern, frame_bytes: int) -> PlannedTag:
     contents = next((one for one in Contents if one.value == word), None)
     if contents is None:
         raise entry.wrong("contents", f"{word!r} is not one of: {', '.join(one.value for one in Contents)}")
+    sealed = entry.take("sealed", bool, False)
+    if sealed and contents is not Contents.KEEP:
+        raise entry.wrong("sealed", f"is for contents that are kept, not {contents.value}")
     return PlannedTag(
         session=pattern.session,
         tag=pattern.tag,
         size_bytes=-(-entry.take_size("size") // frame_bytes) * frame_bytes,
         contents=contents,
         elastic=entry.take("elastic", bool, False),
+        sealed=sealed,
     )
 
 

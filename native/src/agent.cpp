@@ -185,6 +185,8 @@ Agent::Outcome Agent::obey(FromDaemon &record, std::vector<Fd> fds) {
     mover_.drop_arena(*gone);
   } else if (const auto *recall = std::get_if<record::Recall>(&record)) {
     mover_.recall(*recall);
+  } else if (const auto *copy = std::get_if<record::Copy>(&record)) {
+    mover_.copy(*copy);
   } else if (const auto *order = std::get_if<record::PauseOrder>(&record)) {
     orders_.take(*order);
   } else if (const auto *cancelled = std::get_if<record::PauseCancelled>(&record)) {

@@ -25,9 +25,11 @@ class Copier {
     uint64_t size_bytes;
   };
 
+  // `failure`: it is not to be gone on with.
   struct Job {
     uint64_t ticket;
     std::vector<Chunk> chunks;
+    Failure failure = std::nullopt;
   };
 
   struct Finished {
@@ -41,6 +43,15 @@ class Copier {
   // the job is finished with a failure.
   void submit(Direction direction, Job job);
 
+  // The same for what nobody waits for, out of the frames: carried out in pieces, while there is nothing else to copy out.
+  void submit_background(Job job);
+
+  // Has a background job that somebody waits for now carried out like the others.
+  void hasten(uint64_t ticket);
+
+  // Has a background job end after the piece under way: it is finished with a failure, if it was not done.
+  void call_off(uint64_t ticket);
+
   // Returns what was finished since the last call.
   std::vector<Finished> take_finished();
 
@@ -52,10 +63,14 @@ class Copier {
   struct Queue {
     bool has_thread = false;
     std::deque<Job> jobs;
+    std::deque<Job> background;
     std::condition_variable filled;
   };
 
   void work(Queue &queue);
+  Job next_job(Queue &queue);
+  void enqueue(Direction direction, std::deque<Job> &jobs, Job job);
+  Job *find_background(uint64_t ticket);
   static Failure carry_out(Lane &lane, const Job &job);
 
   Device &device_;

@@ -24,7 +24,7 @@ class Client;
 struct Lease;
 
 // What a slot is in the midst of. Whatever else is asked of it waits until that is over.
-enum class Motion { none, arriving, leaving, zeroing, returning };
+enum class Motion { none, arriving, leaving, zeroing, copying, returning };
 
 // `fresh`: it never held anything, and is not open to allocations yet. `stale`: mapped across a pause, under `zero`.
 // The extent that a slot was copied to the last time that it left.

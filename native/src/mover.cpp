@@ -277,6 +277,7 @@ void Mover::recall_slot(Lease &lease, const RecallSlot &order, std::vector<uint6
   if (slot.motion == Motion::leaving) return;
   if (slot.motion != Motion::none) {
     slot.recall_next = order;
+    if (slot.motion == Motion::copying) copier_.hasten(background_.places.at(slot.number).ticket);
     return;
   }
   bool at_rest = false;
@@ -293,7 +294,7 @@ void Mover::recall_slot(Lease &lease, const RecallSlot &order, std::vector<uint6
 }
 
 Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) {
-  if ((order.flags & SLOT_PARK) == 0) {
+  if ((order.flags & SLOT_PARK) == 0 || is_copied_to(slot, order)) {
     Failure failure = unmap(lease, slot);
     if (!failure) lease.moved = true;
     end_motion(lease, slot);
@@ -348,6 +349,7 @@ void Mover::set_state(const record::LeaseState &state) {
     for (auto &[number, slot] : lease->slots) slot.stale = lease->contents == VRB_ZERO && slot.mapped;
   } else if (lease->is_at_rest()) {
     lease->resuming = true;
+    call_off_copies(*lease);
     start_zeroing(*lease);
     open_resumed(*lease);
   }

@@ -30,6 +30,7 @@ class Mover {
   bool grant(const record::Grant &grant, std::vector<Fd> fds);
   bool add_arena(const record::Arena &arena, std::vector<Fd> fds);
   void recall(const record::Recall &recall);
+  void copy(const record::Copy &order);
   void drop_arena(const record::ArenaGone &gone);
   void set_state(const record::LeaseState &state);
 
@@ -58,6 +59,21 @@ class Mover {
     uint64_t file;  // 0: none
     uint64_t size_bytes;
   };
+  // The order to copy slots out while they stay mapped that came last. `waits`: copies of it that are not done; after the
+  // last, `report` is its answer. `resumed`: memory may have been in use since it came.
+  struct Background {
+    struct Place {
+      uint64_t file, offset_bytes, ticket;
+      bool done;
+    };
+    uint64_t order = 0;
+    Lease *lease = nullptr;
+    std::map<uint64_t, Place> places = {};
+    std::size_t waits = 0;
+    bool resumed = false;
+    std::string failure = {};
+    record::Copied report = {};
+  };
   struct Placed {
     Slot *slot;
     const GrantSlot *order;
@@ -82,6 +98,13 @@ class Mover {
   void end_motion(Lease &lease, Slot &slot);
   void submit(Copier::Direction direction, Lease &lease, const Slot &slot, uint64_t file,
               std::vector<Copier::Chunk> chunks);
+  uint64_t note_copy(Lease &lease, const Slot &slot, uint64_t file);
+
+  Failure start_copying(Lease &lease, const CopySlot &order);
+  void copied_ahead(Lease &lease, Slot &slot, const Failure &failure);
+  bool is_copied_to(const Slot &slot, const RecallSlot &order) const;
+  void call_off_copies(const Lease &lease);
+  void report_if_copied();
 
   void copied(const Copy &copy, const Failure &failure);
   void copied_in(Lease &lease, Slot &slot, const Failure &failure);
@@ -112,6 +135,7 @@ class Mover {
   ArenaMap arena_;
   uint64_t next_ticket_ = 1;
   std::map<uint64_t, Copy> copies_;
+  Background background_;
   std::map<uint64_t, uint64_t> leaving_files_;  // file to the batch that is to be acknowledged
 };
 

@@ -15,10 +15,14 @@ constexpr std::size_t FAILURE_BYTES_MAX = 1024;
 
 void Mover::submit(Copier::Direction direction, Lease &lease, const Slot &slot, uint64_t file,
                    std::vector<Copier::Chunk> chunks) {
+  copier_.submit(direction, {note_copy(lease, slot, file), std::move(chunks)});
+}
+
+uint64_t Mover::note_copy(Lease &lease, const Slot &slot, uint64_t file) {
   const uint64_t ticket = next_ticket_++;
   copies_.emplace(ticket, Copy{&lease, slot.number, file, slot.size_bytes});
   if (file != 0) arena_.use(file);
-  copier_.submit(direction, {ticket, std::move(chunks)});
+  return ticket;
 }
 
 void Mover::take_copies() {
@@ -37,11 +41,14 @@ void Mover::copied(const Copy &copy, const Failure &failure) {
   Slot &slot = lease.slots.at(copy.slot);
   if (copy.file != 0 && !failure) {
     const std::lock_guard lock(book_.mutex);
-    uint64_t &counter = slot.motion == Motion::leaving ? book_.copied_out_bytes : book_.copied_in_bytes;
+    const bool out = slot.motion == Motion::leaving || slot.motion == Motion::copying;
+    uint64_t &counter = out ? book_.copied_out_bytes : book_.copied_in_bytes;
     counter += copy.size_bytes;
   }
   if (slot.motion == Motion::leaving) {
     copied_out(lease, slot, failure);
+  } else if (slot.motion == Motion::copying) {
+    copied_ahead(lease, slot, failure);
   } else if (slot.motion == Motion::zeroing) {
     zeroed(lease, slot, failure);
   } else {

@@ -53,6 +53,14 @@ struct RecallSlot {
   }
 };
 
+struct CopySlot {
+  uint64_t slot, file, offset_bytes;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("slot", s.slot), v("file", s.file), v("offset_bytes", s.offset_bytes);
+  }
+};
+
 struct DoneLease {
   uint64_t lease;
   uint8_t same_pages;
@@ -228,6 +236,18 @@ struct Busy {
   }
 };
 
+struct Copied {
+  static constexpr uint16_t TYPE = 21;
+  static constexpr const char *NAME = "COPIED";
+  uint64_t order;
+  std::vector<uint64_t> slots;
+  std::string failure;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("order", s.order), v("slots", s.slots), v("failure", s.failure);
+  }
+};
+
 struct Callback {
   static constexpr uint16_t TYPE = 29;
   static constexpr const char *NAME = "CALLBACK";
@@ -339,6 +359,17 @@ struct Draining {
   static void fields(Self &, Visit &) {}
 };
 
+struct Copy {
+  static constexpr uint16_t TYPE = 73;
+  static constexpr const char *NAME = "COPY";
+  uint64_t order, lease;
+  std::vector<CopySlot> slots;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("order", s.order), v("lease", s.lease), v("slots", s.slots);
+  }
+};
+
 struct Done {
   static constexpr uint16_t TYPE = 80;
   static constexpr const char *NAME = "DONE";
@@ -366,10 +397,11 @@ struct Error {
 
 using FromClient =
     std::variant<record::Hello, record::Lease, record::Return, record::Pause, record::Resume, record::Claim, record::Bye,
-                 record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy, record::Callback>;
+                 record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy,
+                 record::Copied, record::Callback>;
 using FromDaemon =
     std::variant<record::Welcome, record::Grant, record::Arena, record::ArenaGone, record::Recall, record::PauseOrder,
-                 record::PauseCancelled, record::LeaseState, record::Draining, record::Done, record::Error>;
+                 record::PauseCancelled, record::LeaseState, record::Draining, record::Copy, record::Done, record::Error>;
 
 // Returns the packet for a record that travels with this many fds. Throws std::length_error if it would be longer than a
 // packet may be.

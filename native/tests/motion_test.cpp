@@ -7,69 +7,11 @@
 #include "background.h"
 #include "check.h"
 #include "peer.h"
+#include "stage.h"
 #include "test_device.h"
 
 using namespace peer;
 using namespace vrb;
-
-namespace {
-
-constexpr uint64_t ARENA = 16 * MIB;
-
-// A client with a lease of one allocation over three frames (slots 4, 5, 6 of lease 3) and an arena file, number 9.
-struct Stage {
-  explicit Stage(vrb_contents contents = VRB_KEEP) : rig(peer) {
-    lease = open_lease(rig.client, "weights", contents);
-    Background growing([&] { pointer = static_cast<char *>(allocate(lease, 3 * FRAME)); });
-    peer.serve_lease(3, {{4}, {5}, {6}});
-    growing.join();
-    for (int i = 0; i < 3; ++i) std::memset(pointer + static_cast<std::size_t>(i) * FRAME, 'a' + i, FRAME);
-    peer.arena(9, ARENA);
-  }
-
-  void pause() {
-    Background pausing([&] { CHECK_OK(peer::pause(rig.client, {"weights"})); });
-    const auto asked = peer.expect<record::Pause>();
-    peer.state(3, true);
-    peer.done(asked.request);
-    pausing.join();
-  }
-
-  // Sees LEFT for these slots, in whatever parts.
-  void expect_left(std::vector<uint64_t> slots) {
-    while (!slots.empty()) {
-      const auto left = peer.expect<record::Left>();
-      CHECK_EQ(left.failure, "");
-      for (const uint64_t slot : left.slots) {
-        const auto found = std::find(slots.begin(), slots.end(), slot);
-        CHECK(found != slots.end());
-        slots.erase(found);
-      }
-    }
-  }
-
-  void resumed() {
-    peer.state(3, false);
-    peer.send(record::PauseOrder{99, {"none"}});
-    peer.expect<record::Busy>();
-    CHECK(!is_paused(rig.client, "weights"));
-  }
-
-  // Sees that the agent has read all that was sent, and has not answered but for this.
-  void is_silent() {
-    peer.send(record::PauseOrder{98, {"none"}});
-    peer.expect<record::Busy>();
-  }
-
-  Peer peer;
-  Rig rig;
-  vrb_lease *lease = nullptr;
-  char *pointer = nullptr;
-};
-
-std::string text(const char *at, std::size_t size) { return {at, size}; }
-
-}  // namespace
 
 TEST(motion, contents_survive_a_recall) {
   Stage stage;
@@ -344,6 +286,20 @@ TEST(motion, what_is_parked_is_read_from_the_middle_and_only_while_it_is_parked)
   // Idle: what was parked once may be another's by now.
   stage.pause();
   CHECK(parked(stage, stage.pointer, 1) == nullptr);
+}
+
+TEST(motion, what_was_copied_ahead_is_read_from_there) {
+  Stage stage;
+  stage.pause();
+  stage.peer.send(record::Copy{31, 3, {{4, 9, 0}, {5, 9, 3 * MIB}, {6, 9, 8 * MIB}}});
+  CHECK_EQ(stage.peer.expect<record::Copied>().slots.size(), std::size_t{3});
+  CHECK(parked(stage, stage.pointer, 1) == nullptr);
+  stage.peer.recall(3, {{4, 0, 0, 0}, {5, 0, 0, 0}, {6, 0, 0, 0}});
+  stage.expect_left({4, 5, 6});
+  Managed *all = parked(stage, stage.pointer, 3 * FRAME);
+  CHECK(all != nullptr);
+  CHECK_EQ(text(all->data, 1) + text(all->data + FRAME, 1) + text(all->data + 3 * FRAME - 1, 1), "abc");
+  all->deleter(all);
 }
 
 TEST(motion, a_free_in_mid_recall_waits_for_its_end) {

@@ -90,6 +90,7 @@ class Peer {
   // Sends a file of the arena and sees it taken.
   const Fd &arena(uint64_t file, uint64_t size_bytes);
 
+  const Fd &file(uint64_t file) const { return files_.at(file); }
   const Fd &frame(uint64_t slot) const { return frames_.at(slot); }
   void write_frame(uint64_t slot, char fill);
 

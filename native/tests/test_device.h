@@ -52,6 +52,14 @@ class TestDevice final : public vrb::Device {
     held_ = false;
     changed_.notify_all();
   }
+  // Lets the copy in mid-motion go on, and holds the next.
+  void let_one_copy_go() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_ > 0; });
+    ++passes_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return passes_ == 0; });
+  }
   // Waits until a copy is in mid-motion.
   void wait_for_copy() {
     std::unique_lock lock(mutex_);
@@ -78,8 +86,10 @@ class TestDevice final : public vrb::Device {
       std::unique_lock lock(device_.mutex_);
       ++device_.waiting_;
       device_.changed_.notify_all();
-      device_.changed_.wait(lock, [&] { return !device_.held_; });
+      device_.changed_.wait(lock, [&] { return !device_.held_ || device_.passes_ > 0; });
       --device_.waiting_;
+      if (device_.passes_ > 0) --device_.passes_;
+      device_.changed_.notify_all();
       return host_->finish();
     }
 
@@ -93,6 +103,7 @@ class TestDevice final : public vrb::Device {
   std::condition_variable changed_;
   bool held_ = false;
   int waiting_ = 0;
+  int passes_ = 0;
 };
 
 // A client on such a device, which it owns, like all that belongs to a client, until the process ends.

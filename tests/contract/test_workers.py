@@ -14,8 +14,8 @@ from vrambroker.broker.adapters.host_memory import sealed_memfd
 from vrambroker.broker.adapters.identity import identify
 from vrambroker.broker.adapters.link import Link
 from vrambroker.broker.adapters.workers import RECALLED_PER_PACKET, Workers
-from vrambroker.broker.core.effects import Extent, RecalledSlot, SendRecall
-from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, Domain, LeaseId, SessionId, SlotId
+from vrambroker.broker.core.effects import CopiedSlot, Extent, RecalledSlot, SendCopy, SendRecall
+from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, Domain, LeaseId, OrderId, SessionId, SlotId
 
 FILE = ArenaFileId(9)
 SIZE_BYTES = 4 << 20
@@ -74,6 +74,11 @@ class Bench:
         )
         self.workers.recall(SendRecall(session=SessionId(session), lease=LeaseId(1), slots=recalled))
 
+    def copy(self, session: int) -> None:
+        """Order a slot to be copied to the file."""
+        slots = (CopiedSlot(slot=SlotId(1), to=Extent(file=FILE, offset_bytes=0, size_bytes=2 << 20)),)
+        self.workers.copy(SendCopy(session=SessionId(session), order=OrderId(5), lease=LeaseId(1), slots=slots))
+
     def close(self) -> None:
         for link in self._links:
             link.close()
@@ -113,6 +118,19 @@ def _with_bench(test: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
         assert open_fds() == fds
 
     run(whole())
+
+
+def test_an_order_to_copy_comes_after_the_file_that_it_names() -> None:
+    async def test(bench: Bench) -> None:
+        bench.copy(1)
+        _, peer = bench.connect(1)
+        bench.copy(1)
+        bench.copy(1)
+        sent = _received(peer)
+        assert [type(record).__name__ for record in sent] == ["ArenaFile", "Copy", "Copy"]
+        assert sent[1] == records.Copy(order=5, lease=1, slots=(records.CopySlot(slot=1, file=FILE, offset_bytes=0),))
+
+    _with_bench(test)
 
 
 def test_a_file_is_sent_before_it_is_named_and_only_once() -> None:

@@ -7,6 +7,7 @@
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -119,6 +120,38 @@ def test_kept_contents_survive_a_neighbour_in_their_place(memory: Memory, neighb
     assert all(torch.equal(tensor.cpu(), kept) for tensor, kept in zip(tensors, sums, strict=True))
     assert [float(one[0]) for one in small] == [float(seed) for seed in range(100)]
     assert memory.stats().copied_in_bytes >= 3000 * MIB
+
+
+def test_what_is_idle_is_copied_ahead_beside_kernels_and_taken_by_an_unmap(
+    memory: Memory, neighbour: "Worker", broker: "RunningBroker"
+) -> None:
+    with memory.region("weights"):
+        tensors = [pattern(300 * MIB, seed) for seed in range(10)]
+    sums = [tensor.cpu() for tensor in tensors]
+    memory.pause("weights")
+
+    def copied() -> bool:
+        # Work of this process goes on meanwhile, and a resume in mid-copy would be one, too.
+        torch.ones(64 * MIB, device="cuda").sum().item()
+        session = memory.status().session(memory.name)
+        assert session is not None
+        return all(entry.copied_bytes == entry.device_bytes for entry in session.tags)
+
+    with ExitStack() as stack:
+        assert any(copied() for _ in broker.control(stack).watch(history=True))
+    assert state(memory, "weights") == "idle"
+    out_bytes = memory.stats().copied_out_bytes
+    assert out_bytes >= 3000 * MIB
+    assert neighbour.ask("7").startswith("taken")
+    assert memory.stats().copied_out_bytes == out_bytes, "it only had to be unmapped"
+    assert neighbour.ask() == "released"
+    memory.resume("weights", timeout=TIMEOUT_S)
+    assert all(torch.equal(tensor.cpu(), kept) for tensor, kept in zip(tensors, sums, strict=True))
+    for tensor in tensors:
+        tensor.fill_(9)
+    memory.pause("weights", release=True)
+    memory.resume("weights", timeout=TIMEOUT_S)
+    assert all(tensor.eq(9).all() for tensor in tensors), "what is written after a resume is what counts"
 
 
 def test_sealed_weights_are_copied_out_once_while_kernels_read_them(memory: Memory, neighbour: "Worker") -> None:

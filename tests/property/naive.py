@@ -337,3 +337,9 @@ class Naive:
         for waiting in self.queue:
             self.answers[waiting.call] = "OutOfDeviceMemory"
         self.queue.clear()
+
+    def copy_ahead(self) -> None:
+        """Have all that is idle in the arena as well: nobody waits."""
+        for lease in self.leases:
+            if lease.paused and lease.contents is Contents.KEEP:
+                lease.parked = lease.size

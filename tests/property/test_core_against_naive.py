@@ -13,6 +13,8 @@ CAPACITY, BUDGET = 8, 6
 WAIT_NS = 10_000
 # No ticket lives to be that old, and each step of priority is worth more than any wait.
 AGEING_NS = 4 * WAIT_NS
+COPY_AHEAD_NS = WAIT_NS
+"""Longer than all else takes together, so that it is over for what is idle when the waits run out, and only then."""
 SESSIONS_MAX = 4
 TAGS = ("a", "b", "c")
 PHASES = {"train": ("a",), "update": ("a", "b"), "generate": ("b",)}
@@ -33,7 +35,14 @@ class CoreAgainstNaive(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        held_to = limits(capacity=CAPACITY, budget=BUDGET, file=4, sessions=SESSIONS_MAX, ageing=AGEING_NS)
+        held_to = limits(
+            capacity=CAPACITY,
+            budget=BUDGET,
+            file=4,
+            sessions=SESSIONS_MAX,
+            ageing=AGEING_NS,
+            copy_ahead=COPY_AHEAD_NS,
+        )
         self.desk = Desk(held_to, scoped=True)
         self.desk.set_plan({name: tuple(f"*/{tag}" for tag in tags) for name, tags in PHASES.items()})
         self.naive = Naive(capacity=CAPACITY, budget=BUDGET, ageing=AGEING_NS)
@@ -242,6 +251,13 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     def run_out_of_time(self) -> None:
         self.desk.at(self.desk.now + 2 * WAIT_NS)
         self.naive.expire()
+        self.naive.copy_ahead()
+
+    @precondition(lambda self: not self.naive.queue and any(lease.paused for lease in self.naive.leases))
+    @rule()
+    def let_the_link_be_idle(self) -> None:
+        self.desk.at(self.desk.now + 2 * COPY_AHEAD_NS)
+        self.naive.copy_ahead()
 
     def view(self, lease: NaiveLease) -> "LeaseSeen":
         return LeaseSeen(self.desk, lease)

@@ -25,7 +25,8 @@ def plans(draw: st.DrawFn) -> Plan:
             session="s",
             tag=f"t{number}",
             size_bytes=draw(st.integers(min_value=1, max_value=6)) * MIB,
-            contents=draw(st.sampled_from(Contents)),
+            contents=(contents := draw(st.sampled_from(Contents))),
+            sealed=contents is Contents.KEEP and draw(st.booleans()),
         )
         for number in range(draw(st.integers(min_value=1, max_value=6)))
     )
@@ -68,11 +69,19 @@ def is_in(plan: Plan, phase: Phase, tag: PlannedTag) -> bool:
     return phase.lists(tag.session, tag.tag) or in_none
 
 
+def copies(plan: Plan) -> list[Frame]:
+    """Return what stays on the host once it has been there."""
+    moving = [tag for tag in plan.tags if not all(is_in(plan, phase, tag) for phase in plan.phases.phases)]
+    sealed = [tag for tag in moving if tag.sealed and plan.phases.order is Order.DEVICE]
+    return frames_of(sealed, kept=True)
+
+
 def machine_in(plan: Plan, phase: Phase) -> Machine:
     there = [tag for tag in plan.tags if is_in(plan, phase, tag)]
     away = [tag for tag in plan.tags if not is_in(plan, phase, tag)]
     machine = Machine(
-        device={*frames_of(there, kept=True), *frames_of(there, kept=False)}, host=set(frames_of(away, kept=True))
+        device={*frames_of(there, kept=True), *frames_of(there, kept=False)},
+        host={*frames_of(away, kept=True), *copies(plan)},
     )
     machine.look()
     return machine
@@ -96,7 +105,7 @@ def change(plan: Plan, before: Phase, after: Phase) -> Machine:
         machine.host.update(kept_leave)
         machine.look()
         move(machine, kept_leave, kept_come + frames_of(come, kept=False), ahead=plan.spare_frames)
-        machine.host.difference_update(kept_come)
+        machine.host.difference_update(set(kept_come) - set(copies(plan)))
     machine.look()
     return machine
 

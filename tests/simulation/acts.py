@@ -21,7 +21,10 @@ def act(world: World) -> None:
     if not active:
         return
     client = world.chance.choice(active)
-    if client.session is None:
+    copying = [one for one in active if one.copying.under_way is not None and one.connection is not None]
+    if copying and world.chance.random() < 0.4:
+        _interfere(world, world.chance.choice(copying))
+    elif client.session is None:
         if not any(one.actor == client.peer for one in world.unanswered):
             world.attach(client)
     elif client.connection is None:
@@ -32,7 +35,9 @@ def act(world: World) -> None:
 
 def _act_on(world: World, client: SimClient, session: SessionId) -> None:
     roll = world.chance.random()
-    if roll < 0.025:
+    if roll < 0.015:
+        _lull(world, client, session)
+    elif roll < 0.04:
         _phase(world, client)
     elif roll < 0.25:
         _use(world, client)
@@ -59,6 +64,22 @@ def _act_on(world: World, client: SimClient, session: SessionId) -> None:
         _take_turns(world, client, session)
     else:
         _nonsense(world, client, session)
+
+
+def _interfere(world: World, client: SimClient) -> None:
+    """Do what makes a copy that is under way worth nothing, or uses what it has come to."""
+    assert client.session is not None
+    act = world.chance.choice((_resume, _resume, _pause, _return))
+    act(world, client, client.session)
+
+
+def _lull(world: World, client: SimClient, session: SessionId) -> None:
+    """Pause something, and let what is under way come to rest, so that the link is idle."""
+    _pause(world, client, session)
+    for _ in range(200):
+        if not world.go_on(world.chance.random() < 0.7):
+            break
+    world.pass_time(400)
 
 
 def _use(world: World, client: SimClient) -> None:
@@ -214,6 +235,7 @@ def _busy_with_lease(world: World, client: SimClient) -> bool:
 
 
 def detach(world: World, client: SimClient, session: SessionId) -> None:
+    client.end_copy()
     for number in list(client.leases):
         client.let_go(number, [])
     world.machine.let_go(client.peer.pid)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+from tests.simulation.copying import Copying, SimCopy
 from tests.simulation.machine import Machine, require
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
@@ -49,6 +50,7 @@ Order = (
     LetGo
     | ef.SendGrant
     | ef.SendRecall
+    | ef.SendCopy
     | ef.SendPauseOrder
     | ef.SendPauseCancelled
     | ef.SendLeaseState
@@ -77,16 +79,28 @@ class SimClient:
         self.stopped = False
         self.gone = False
         self.faulty = True
+        self.copying = Copying()
         self._machine = machine
         self._chance = chance
         self._report = report
         self._written = peer.pid * 1_000_000
 
-    def obey(self) -> None:
-        """Carry out the oldest order."""
+    @property
+    def has_work(self) -> bool:
+        return bool(self.inbox) or self.copying.under_way is not None
+
+    def go_on(self) -> None:
+        """Carry out the oldest order; a copy that is under way takes longer than what else there is to do."""
+        if self.copying.under_way is not None and (not self.faulty or self._chance.random() < 0.15):
+            self.end_copy()
+        elif self.inbox:
+            self._obey()
+
+    def _obey(self) -> None:
         order = self.inbox.popleft()
         match order:
             case LetGo(file=file):
+                self.end_copy()
                 self._machine.files[file].mappers.discard(self.peer.pid)
             case ef.OfferArenaFile(file=file):
                 self._machine.map_file(file, self.peer.pid, self.peer.domain)
@@ -94,6 +108,8 @@ class SimClient:
                 self._map(order)
             case ef.SendRecall():
                 self._vacate(order)
+            case ef.SendCopy():
+                self._copy(order)
             case ef.SendPauseOrder():
                 self._close_gates(order)
             case ef.SendPauseCancelled():
@@ -161,9 +177,19 @@ class SimClient:
                 self._say_left(order.lease, [recalled.slot], "copy failed")
                 continue
             if slot.frame is not None:
-                self._vacate_slot(lease, slot, recalled.park)
+                in_place = self._copied_before(order.lease, recalled)
+                self._vacate_slot(lease, slot, None if in_place else recalled.park)
+                slot.extent = recalled.park or slot.extent
             left.append(recalled.slot)
         self._in_parts(left, lambda part: self._say_left(order.lease, part, None))
+
+    def _copied_before(self, lease: LeaseId, recalled: ef.RecalledSlot) -> bool:
+        """End what is copied of a slot that is about to leave; tells whether no other copy is needed."""
+        copy = self.copying.under_way
+        if copy is None or copy.lease != lease or recalled.slot not in copy.places:
+            return False
+        self._write_copy(copy, recalled.slot)
+        return not copy.resumed and recalled.park == copy.places[recalled.slot]
 
     def _vacate_slot(self, lease: SimLease, slot: SimSlot, park: ef.Extent | None) -> None:
         assert slot.frame is not None
@@ -174,6 +200,57 @@ class SimClient:
             slot.extent = park
         self._machine.unmap(slot.frame, self.peer.pid)
         slot.frame = None
+
+    def _copy(self, order: ef.SendCopy) -> None:
+        """Begin to copy slots of a lease that is paused; answer what is asked again as before."""
+        if self.copying.knows(order.order):
+            return
+        if self.copying.report is not None and self.copying.report.order == order.order:
+            self._report(self, self.copying.report)
+            return
+        require(self.copying.under_way is None, f"pid {self.peer.pid} has a second order to copy: {order}")
+        lease = self.leases.get(order.lease)
+        if lease is None or not lease.paused or not order.slots:
+            self._say_copied(order.order, (), "the lease is in use")
+            return
+        require(lease.contents is ev.Contents.KEEP, "only kept contents are copied")
+        places = {one.slot: one.to for one in order.slots if one.slot in lease.slots}
+        frames = {slot: lease.slots[slot].frame for slot in places}
+        read = {slot: self._machine.frames[frame].content for slot, frame in frames.items() if frame is not None}
+        known = {slot: place for slot, place in places.items() if slot in read}
+        self.copying.under_way = SimCopy(order=order.order, lease=order.lease, places=known, read=read)
+
+    def end_copy(self) -> None:
+        """Have in its place what was ordered, wherever its slots are by now, and say so; now and then it fails."""
+        copy = self.copying.under_way
+        if copy is None:
+            return
+        fails = copy.resumed or self._fails(COPY_FAILS)
+        for slot in copy.rest():
+            if not self._fails(COPY_FAILS):
+                self._write_copy(copy, slot)
+            else:
+                fails = True
+        self.copying.under_way = None
+        # Nobody may rely on an agent's word that was given before it heard of a resume.
+        slots = tuple(copy.done) if not copy.resumed or self._fails(0.5) else ()
+        self._say_copied(copy.order, slots, "cuMemcpy" if fails else None)
+
+    def _write_copy(self, copy: SimCopy, slot: SlotId) -> None:
+        lease = self.leases.get(copy.lease)
+        there = lease.slots.get(slot) if lease is not None else None
+        content = copy.read[slot]
+        if there is not None and there.frame is not None:
+            content, there.extent = self._machine.frames[there.frame].content, copy.places[slot]
+        copy.write(slot, content, self._machine, self.peer.pid)
+
+    def _say_copied(self, order: OrderId, slots: tuple[SlotId, ...], failure: str | None) -> None:
+        assert self.session is not None
+        report = ev.Copied(session=self.session, order=order, slots=slots, failure=failure)
+        self.copying.report = report
+        self._report(self, report)
+        if self._fails(0.1):
+            self._report(self, report)
 
     def _say_left(self, lease: LeaseId, slots: list[SlotId], failure: str | None) -> None:
         if self.session is not None:
@@ -225,6 +302,7 @@ class SimClient:
             lease.paused = True
         elif not order.paused and lease.paused:
             lease.paused = False
+            self.copying.hear_resumed(order.lease)
             for number, slot in lease.slots.items():
                 self._verify(number, slot)
         busy = self.busy if order.paused else []
@@ -295,4 +373,4 @@ class SimClient:
             for slot in lease.slots.values()
             if slot.extent is not None and slot.frame is None
         ]
-        self._machine.die(self.peer.pid, extents)
+        self._machine.die(self.peer.pid, extents, self.copying.late_writes())

@@ -116,6 +116,7 @@ def _stale_report(world: World) -> None:
         ev.Arrived(session=session, lease=lease, slots=(slot,), failure="no"),
         ev.Left(session=session, lease=lease, slots=(slot, slot), failure=None),
         ev.Left(session=session, lease=lease, slots=(slot,), failure="no"),
+        ev.Copied(session=session, order=OrderId(88_888), slots=(slot,), failure=None),
         ev.Busy(session=session, order=OrderId(88_888), tag="weights"),
         ev.Quiet(session=session, order=OrderId(88_888)),
         ev.Calling(session=session, order=OrderId(88_888), tag="weights", callback="drain"),

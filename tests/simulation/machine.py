@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from vrambroker.broker.core.effects import Extent
 from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId
 
+OVERWRITTEN = -2
+"""The contents of a place that somebody else has written to."""
+
 
 class Wronged(AssertionError):
     """The broker has let something happen that it exists to prevent."""
@@ -43,6 +46,7 @@ class PhysicalFile:
     closed: bool = False
     mappers: set[int] = field(default_factory=set[int])
     contents: dict[int, int] = field(default_factory=dict[int, int])
+    sizes: dict[int, int] = field(default_factory=dict[int, int])
     left_by_dead: set[int] = field(default_factory=set[int])
 
 
@@ -57,6 +61,7 @@ class Machine:
         self.dead: set[int] = set()
         self.written_from: set[tuple[ArenaFileId, int]] = set()
         self.read_into: set[tuple[ArenaFileId, int]] = set()
+        self.late: dict[int, list[tuple[Extent, int]]] = {}
 
     def create(self, frame: FrameId, size_bytes: int) -> None:
         require(frame not in self.frames, f"frame {frame} is made twice")
@@ -127,7 +132,32 @@ class Machine:
         require(extent.offset_bytes not in file.left_by_dead, f"{extent} was not punched after its owner died")
         busy = (extent.file, extent.offset_bytes) in self.written_from | self.read_into
         require(not busy, f"{extent} is parked in while it goes to the spill store or comes from there")
-        file.contents[extent.offset_bytes] = content
+        file.contents[extent.offset_bytes], file.sizes[extent.offset_bytes] = content, extent.size_bytes
+
+    def write(self, extent: Extent, content: int, pid: int) -> None:
+        """Write to a place whoever has it by now, as an agent does that has not heard yet what has become of its order."""
+        file = self.files.get(extent.file)
+        require(file is not None and pid in file.mappers, f"pid {pid} writes to {extent} of a file that is gone")
+        self._overwrite(extent, content)
+
+    def _overwrite(self, extent: Extent, content: int) -> None:
+        """Destroy whatever lies there."""
+        file, end = self.files[extent.file], extent.offset_bytes + extent.size_bytes
+        for at, size in tuple(file.sizes.items()):
+            if at < end and extent.offset_bytes < at + size:
+                file.contents[at] = OVERWRITTEN
+        file.contents[extent.offset_bytes], file.sizes[extent.offset_bytes] = content, extent.size_bytes
+
+    def map_for(self, extents: list[Extent], pid: int, domain: Domain) -> None:
+        """Send a process the files of these places, which are its domain's own and ready."""
+        for extent in extents:
+            self._usable(extent, pid, domain)
+
+    def write_late(self, pid: int) -> None:
+        """Let come what a dead process had under way, at the last moment at which it can."""
+        for extent, content in self.late.get(pid, ()):
+            if extent.file in self.files:
+                self._overwrite(extent, content)
 
     def parked(self, extent: Extent, pid: int, domain: Domain) -> int:
         file = self._usable(extent, pid, domain)
@@ -148,11 +178,15 @@ class Machine:
         busy = (extent.file, extent.offset_bytes) in self.written_from | self.read_into
         require(not busy, f"{extent} is wiped while it goes to the spill store or comes from there")
         file.contents.pop(extent.offset_bytes, None)
+        file.sizes.pop(extent.offset_bytes, None)
         file.left_by_dead.discard(extent.offset_bytes)
 
-    def die(self, pid: int, extents: list[Extent]) -> None:
-        """End a process; what it has parked stays where it is until it is punched."""
+    def die(self, pid: int, extents: list[Extent], late: list[tuple[Extent, int]]) -> None:
+        """End a process; what it has parked stays where it is until it is punched. `late`: what it may still write until
+        it is fenced.
+        """
         self.dead.add(pid)
+        self.late[pid] = late
         self.let_go(pid)
         for extent in extents:
             self.files[extent.file].left_by_dead.add(extent.offset_bytes)

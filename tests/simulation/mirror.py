@@ -31,6 +31,7 @@ class Residency:
     device_bytes: int
     host_bytes: int
     spill_bytes: int
+    copied_bytes: int
 
 
 class Mirror:
@@ -72,6 +73,7 @@ class Mirror:
                 device_bytes=line.device_bytes,
                 host_bytes=line.host_bytes,
                 spill_bytes=line.spill_bytes,
+                copied_bytes=line.copied_bytes,
             )
 
     def _hear_totals(self, line: ef.Publish) -> None:
@@ -115,6 +117,7 @@ class Mirror:
                 device_bytes=lease.device_bytes,
                 host_bytes=lease.host_bytes,
                 spill_bytes=lease.spill_bytes,
+                copied_bytes=lease.copied_bytes,
             )
             for session in seen.sessions
             for lease in session.leases

@@ -45,7 +45,7 @@ def _step(world: World) -> None:
         faults.fault(world)
     elif roll < 0.05:
         world.pass_time(world.chance.randint(1, 400))
-    elif roll < 0.22 or not world.go_on(roll < 0.65):
+    elif roll < world.haste or not world.go_on(roll < 0.65):
         acts.act(world)
 
 
@@ -57,18 +57,21 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4)
     asked = parser.parse_args()
     events = entered = paused = spilled = unspilled = failed = 0
+    copied = 0
     for seed in range(asked.seed, asked.seed + asked.count):
         try:
             world = simulate(Shape(seed=seed, steps=asked.steps, clients=asked.clients))
             events, entered, paused = events + world.events, entered + world.entered, paused + world.gates.paused
             spilled, unspilled = spilled + world.spilled, unspilled + world.unspilled
             failed += world.failed_writes + world.failed_reads
+            copied += world.copied
         except Wronged as error:
             traceback.print_exception(error.__cause__)
             print(error)
             return 1
     counts = f"{asked.count} seeds, {events} events, {entered} phases entered, {paused} pauses from outside"
     counts += f", {spilled} extents spilled, {unspilled} read back, {failed} transfers failed"
+    counts += f", {copied} reports of copies made ahead"
     print(f"{counts}, all invariants held, all was free at the end")
     return 0
 

@@ -37,6 +37,7 @@ from vrambroker.broker.core.snapshot import SlotState
 
 UNIT = 1 << 20
 DOMAINS = (Domain("user-1"), Domain("user-2"))
+COPIED = "copied out ahead, the link is idle"
 ARENA_OUTCOMES = (ev.ArenaFileReady, ev.ArenaFileFailed, ev.ArenaFileDestroyed)
 TRANSFER_OUTCOMES = (ev.Transferred, ev.TransferFailed)
 
@@ -56,7 +57,7 @@ def draw_limits(chance: Random) -> Limits:
     host_bytes = chance.choice((6, 8, 12, 24, 64)) * UNIT
     spill_bytes = chance.choice((0, 3, 8, 16, 16, 64)) * UNIT if sizes[-1] <= host_bytes else 0
     staging_bytes = min(host_bytes, sizes[-1] * chance.choice((1, 1, 2, 4))) if spill_bytes else 0
-    capacity_bytes = chance.randint(12, 28) * UNIT
+    capacity_bytes = chance.randint(12, chance.choice((28, 28, 60))) * UNIT
     keep_free_bytes = chance.choice((0, 2, 4)) * UNIT
     return Limits(
         capacity_bytes=capacity_bytes,
@@ -76,6 +77,8 @@ def draw_limits(chance: Random) -> Limits:
         pool_ns=chance.choice((0, 0, 300, 3_000)),
         arena_ahead=chance.random() < 0.5,
         patience_ns=chance.choice((0, 2_000)),
+        copy_ahead_ns=chance.choice((None, 0, 0, 20, 300)),
+        copy_ahead_bytes=chance.choice((1, 4 * UNIT, 64 * UNIT)),
         device_bytes=chance.choice((None, None, capacity_bytes + keep_free_bytes, capacity_bytes + 8 * UNIT)),
         keep_free_bytes=keep_free_bytes,
         outside_per_session_bytes=chance.choice((1, 4)) * UNIT,
@@ -113,8 +116,11 @@ class World:
         self.events = 0
         self.entered = 0
         self.spilled = self.unspilled = self.failed_writes = self.failed_reads = 0
+        self.copied = 0
         self.draining = False
         self.faulty = True
+        # How often somebody asks for something while much is under way; with less haste, the link is idle now and then.
+        self.haste = self.chance.choice((0.22, 0.22, 0.08))
         self._arena_sloth = self.chance.choice((0.0, 0.8, 0.98))
         self._disk_sloth = self.chance.choice((0.0, 0.5, 0.95))
         self._disk_faults = self.chance.choice((0.0, 0.05, 0.3))
@@ -163,10 +169,10 @@ class World:
         return True
 
     def obey_one(self) -> bool:
-        ready = [client for client in self.clients if client.alive and not client.stopped and client.inbox]
+        ready = [client for client in self.clients if client.alive and not client.stopped and client.has_work]
         if not ready:
             return False
-        self.chance.choice(ready).obey()
+        self.chance.choice(ready).go_on()
         self.close_dying_files()
         return True
 
@@ -195,6 +201,7 @@ class World:
         self.broker.check()
         for line in (effect for effect in effects if isinstance(effect, ef.Publish)):
             self.mirror.hear(line)
+            self.copied += line.why == COPIED
         self.mirror.compare(self.broker.snapshot())
         for refusal in (effect for effect in effects if isinstance(effect, ef.Refuse)):
             of_pause = isinstance(self.calls.by_call[refusal.call].what, ev.Pause)
@@ -217,7 +224,8 @@ class World:
                 self.machine.destroy(frame)
             case ev.FrameCreateFailed(frame=frame):
                 self.machine.frames.pop(frame)
-            case ev.FencePassed(frames=frames):
+            case ev.FencePassed(session=session, frames=frames):
+                self.machine.write_late(self.by_session[session].peer.pid)
                 self.machine.pass_fence(frames)
             case ev.ArenaFileReady(file=file):
                 self.machine.files[file].ready = True
@@ -258,6 +266,7 @@ class World:
             case (
                 ef.SendGrant()
                 | ef.SendRecall()
+                | ef.SendCopy()
                 | ef.SendPauseOrder()
                 | ef.SendPauseCancelled()
                 | ef.SendLeaseState()
@@ -278,6 +287,7 @@ class World:
         self,
         order: ef.SendGrant
         | ef.SendRecall
+        | ef.SendCopy
         | ef.SendPauseOrder
         | ef.SendPauseCancelled
         | ef.SendLeaseState
@@ -287,6 +297,8 @@ class World:
         client = self.by_session.get(order.session)
         if client is not None and client.connection is not None:
             client.inbox.append(order)
+            if isinstance(order, ef.SendCopy):
+                self.machine.map_for([slot.to for slot in order.slots], client.peer.pid, client.peer.domain)
 
     def _perform_driver(
         self,

@@ -16,6 +16,7 @@ from vrambroker.broker.config import (
 )
 from vrambroker.broker.core.errors import DriverFailed, InvalidArgument
 from vrambroker.broker.core.limits import Eager
+from vrambroker.broker.durations import parse_duration
 from vrambroker.broker.ports import Deliver, Frames
 from vrambroker.broker.sizes import parse_size
 
@@ -42,6 +43,27 @@ def test_no_sizes(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_size(text, "capacity")
     assert caught.value.argument == "capacity"
+
+
+@pytest.mark.parametrize(
+    ("text", "duration_ns"), [("0ms", 0), ("200ms", 200_000_000), (" 1.5 s ", 1_500_000_000), ("2min", 120_000_000_000)]
+)
+def test_durations(text: str, duration_ns: int) -> None:
+    assert parse_duration(text, "copy_ahead") == duration_ns
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ms", "200", "-1s", "1h", "1e3s", "1,5s", "nan", "inf s", "1" * 5_000 + "s", "on"]
+)
+def test_no_durations(text: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Config.of(run_dir=tmp_path, copy_ahead=text)
+    assert caught.value.argument == "copy_ahead"
+
+
+def test_a_host_copies_ahead_only_if_told_to(tmp_path: Path) -> None:
+    told = [Config.of(run_dir=tmp_path, copy_ahead=text).copy_ahead_ns for text in (None, "off", "200ms")]
+    assert told == [None, None, 200_000_000]
 
 
 @pytest.mark.parametrize(("text", "device"), [("host", "host:0"), ("host:0", "host:0"), ("host:17", "host:17")])
@@ -151,6 +173,7 @@ class Measured:
     frame_sizes_bytes: tuple[int, ...] = (32 << 20,)
     arena_ahead: bool = True
     pool_ns: int = 0
+    copy_ahead_ns: int | None = None
 
     def frames(self, deliver: Deliver) -> Frames:
         raise AssertionError(f"nobody makes frames here: {deliver}")

@@ -197,7 +197,10 @@ TAG = '[tags."s/t"]\nsize = "1GiB"\n'
         (PHASE + TAG + 'contents = "some"', "tags.\"s/t\".contents 'some' is not one of: keep, drop, zero"),
         (PHASE + TAG + "elastic = 1", 'tags."s/t".elastic must be true or false'),
         (PHASE + TAG + "priority = 1001", "s/t: priority 1001 is beyond 1000"),
-        (PHASE + TAG + "soft = 1", 'tags."s/t".soft is no key here (there are: contents, size, elastic, priority)'),
+        (
+            PHASE + TAG + "soft = 1",
+            'tags."s/t".soft is no key here (there are: contents, sealed, size, elastic, priority)',
+        ),
         (PHASE + '[tags."s/*"]\nsize = "1GiB"', 'tags."s/*" must be one tag, not a pattern'),
         (PHASE + '[tags."s/u"]\nsize = "1GiB"', "phase 'a' lists s/t, which no tag under [tags] matches"),
         (PHASE + "[tags]\nsize = 1", "tags.size must be a table"),
@@ -221,3 +224,31 @@ def test_bounds_given_by_hand_go_before_those_of_a_daemon() -> None:
     plan = Plan(phases=read_plan(PHASE).phases)
     assert plan.bounded("1GiB", None).bounded_by(2, 3).capacity_bytes == GIB
     assert plan.bounded("1GiB", None).bounded_by(2, 3).host_budget_bytes == 3
+
+
+def test_the_copy_of_what_is_sealed_stays_on_the_host() -> None:
+    sealed = RL.replace('contents = "keep"', "sealed = true")
+    hosts = {str(peak): peak.host_bytes // GIB for peak in peaks(read_plan(sealed))}
+    assert hosts == {
+        "generate": 14 + 15,
+        "train": 15,
+        "update": 10 + 15,
+        "generate → train": 14 + 15,
+        "train → update": 10 + 15,
+        "update → generate": 14 + 15,
+    }
+    by_host = sealed.replace('order = "device"', 'order = "host"')
+    assert [peak.host_bytes for peak in peaks(read_plan(by_host))] == [
+        peak.host_bytes for peak in peaks(read_plan(RL.replace('order = "device"', 'order = "host"')))
+    ]
+
+
+def test_what_never_leaves_is_never_copied() -> None:
+    alone = '[[phase]]\nname = "one"\ntags = ["s/t"]\n[tags."s/t"]\nsize = "1GiB"\nsealed = true\n'
+    assert [peak.host_bytes for peak in peaks(read_plan(alone))] == [0]
+
+
+def test_only_what_is_kept_can_be_sealed() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        read_plan(RL.replace('contents = "drop"', 'contents = "drop"\nsealed = true'))
+    assert caught.value.message == 'tags."rollout/kv_cache".sealed is for contents that are kept, not drop'

@@ -1,12 +1,15 @@
 // What every device must do, whichever it is: `device_contract host`, `device_contract cuda`.
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <thread>
 
+#include "copier.h"
 #include "frames.h"
 #include "status.h"
+#include "wake.h"
 
 namespace {
 
@@ -268,6 +271,30 @@ void copies_both_ways_at_once(Bench &on) {
   CHECK(out.holds(0, FRAME_BYTES, 8));
 }
 
+// Larger than a piece of the copier's, and across the borders of registrations.
+void copies_in_the_background_what_stays_mapped(Bench &on) {
+  constexpr uint64_t SIZE_BYTES = 10 * FRAME_BYTES;
+  Room room(on.device, SIZE_BYTES);
+  for (uint64_t at = 0; at < SIZE_BYTES; at += FRAME_BYTES) room.map(on.source.make(FRAME_BYTES), at);
+  Parking first(on.device, SIZE_BYTES), result(on.device, SIZE_BYTES);
+  first.fill(3);
+  copy(*on.device.open_lane(), room.address, first.address, SIZE_BYTES);
+  vrb::Wake wake;
+  vrb::Copier copier(on.device, wake);
+  std::vector<vrb::Copier::Chunk> chunks;
+  for (uint64_t at = 0; at < SIZE_BYTES; at += Parking::PIECE_BYTES) {
+    chunks.push_back({result.address + at, room.address + at, Parking::PIECE_BYTES});
+  }
+  copier.submit_background({1, std::move(chunks)});
+  pollfd rung{wake.fd(), POLLIN, 0};
+  CHECK(::poll(&rung, 1, 10'000) == 1);
+  const auto finished = copier.take_finished();
+  CHECK(finished.size() == 1 && finished.front().ticket == 1);
+  must(finished.front().failure);
+  copier.stop();
+  CHECK(result.holds(0, SIZE_BYTES, 3));
+}
+
 void finishes_a_lane_that_was_never_used(Bench &on) { must(on.device.open_lane()->finish()); }
 
 void is_quiet_after_quiesce(Bench &on) {
@@ -378,6 +405,7 @@ int main(int count, char **arguments) {
   ADD(zeroes);
   ADD(copies_in_order);
   ADD(copies_both_ways_at_once);
+  ADD(copies_in_the_background_what_stays_mapped);
   ADD(finishes_a_lane_that_was_never_used);
   ADD(is_quiet_after_quiesce);
   ADD(refuses_an_arena_file_that_is_too_short);

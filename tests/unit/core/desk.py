@@ -54,6 +54,8 @@ def limits(
     spill: int = 0,
     staging: int = 0,
     retry: int = 100,
+    copy_ahead: int | None = None,
+    copy_size: int = 1,
     device: int | None = None,
     keep_free: int = 0,
     eager: Eager = Eager.NEVER,
@@ -82,6 +84,8 @@ def limits(
         spill_budget_bytes=spill * MIB,
         staging_bytes=staging * MIB,
         retry_ns=retry,
+        copy_ahead_ns=copy_ahead,
+        copy_ahead_bytes=copy_size * MIB,
         device_bytes=None if device is None else device * MIB,
         keep_free_bytes=keep_free * MIB,
         eager=eager,
@@ -160,6 +164,10 @@ class Desk:
             case ef.SendRecall(session=session, lease=lease, slots=recalled):
                 slots = tuple(slot.slot for slot in recalled)
                 self.pending.append(("leave", ev.Left(session=session, lease=lease, slots=slots, failure=None)))
+            case ef.SendCopy(session=session, order=order, slots=ordered):
+                slots = tuple(slot.slot for slot in ordered)
+                copied = ev.Copied(session=session, order=order, slots=slots, failure=None)
+                self.pending.append(("copy", copied))
             case _:
                 pass
 

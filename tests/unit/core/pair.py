@@ -1,9 +1,10 @@
 """A trainer and a rollout that don't fit on the device together, and a plan of two phases for them."""
 
-from tests.unit.core.desk import Desk, peer
+from tests.unit.core.desk import MIB, Desk, peer
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.effects import LeaseState
+from vrambroker.broker.core.ids import SessionId
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.phase import Order
 
@@ -31,3 +32,10 @@ class Pair:
 
     def orders(self) -> list[ef.SendPauseOrder]:
         return self.desk.sent(ef.SendPauseOrder)
+
+
+def limit_to(desk: Desk, session: SessionId, hard: int, revision: int = 0, tag: str = "") -> None:
+    """Have a session, or one of its tags, held to so many MiB."""
+    call = desk.call(desk.peers[session])
+    limit = ev.SetBudget(call=call, session=session, tag=tag, soft_bytes=None, hard_bytes=hard * MIB, revision=revision)
+    assert desk.answer(limit) is not None

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.core.desk import MIB, Answer, Desk, limits, peer
-from tests.unit.core.pair import DROP, RL, Pair
+from tests.unit.core.pair import DROP, RL, Pair, limit_to
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.effects import Kind, LeaseState
@@ -15,7 +15,7 @@ from vrambroker.broker.core.errors import (
     QuotaExceeded,
     WaitExpired,
 )
-from vrambroker.broker.core.ids import CallId, ConnectionId, Domain, Instant, SessionId, TicketId
+from vrambroker.broker.core.ids import CallId, ConnectionId, Domain, Instant, TicketId
 from vrambroker.broker.core.phase import Order
 
 LATER = Instant(10_000)
@@ -320,11 +320,6 @@ def test_who_cancels_a_part_of_it_undoes_it_all(order: Order) -> None:
     assert isinstance(refused, Cancelled)
     assert resident(pair) == {"params"}
     assert pair.desk.view(pair.weights).host_bytes == 3 * MIB, "its contents have a place, whatever came of it"
-
-
-def limit_to(desk: Desk, session: SessionId, hard: int, revision: int = 0) -> None:
-    call = desk.call(desk.peers[session])
-    desk.do(ev.SetBudget(call=call, session=session, tag="", soft_bytes=None, hard_bytes=hard * MIB, revision=revision))
 
 
 def test_over_its_budget_nothing_comes_and_what_was_there_comes_back() -> None:

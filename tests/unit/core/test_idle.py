@@ -31,7 +31,7 @@ def test_the_longest_idle_comes_first_whenever_it_was_entered() -> None:
     for lease in (idle_lease(1, 30), idle_lease(2, 10, (4, 16)), idle_lease(3, 20)):
         assert idle.update(lease), "there is more to take than before"
     assert list(idle) == [2, 3, 1]
-    assert (idle.size_bytes, len(idle), idle.bytes_of(LeaseId(2))) == (28, 3, 20)
+    assert (idle.size_bytes, len(idle), idle.bytes_in({LeaseId(2), LeaseId(99)})) == (28, 3, 20)
 
 
 def test_what_may_not_be_taken_is_not_in_it() -> None:

@@ -14,6 +14,7 @@ from vrambroker.broker.core.ids import CallId, Domain, LeaseId, TicketId
 from vrambroker.broker.core.invariants import check
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.ledger import Frame
+from vrambroker.broker.core.phase import Order, Pattern, Phase, PhasePlan
 from vrambroker.broker.core.slot import Slot
 from vrambroker.broker.core.snapshot import FramePlace, SlotState
 from vrambroker.broker.core.ticket import Stage, Ticket
@@ -156,12 +157,39 @@ def keep_a_copy(book: Book) -> None:
 
 def grow_sealed(book: Book) -> None:
     lease(book, "resident").sealed = True
+    book.sealed[lease(book, "resident").lease] = None
     lease(book, "resident").growing[TicketId(1)] = None
 
 
 def seal_the_dropped(book: Book) -> None:
     lease(book, "resident").sealed = True
+    book.sealed[lease(book, "resident").lease] = None
     lease(book, "resident").contents = Contents.DROP
+
+
+def forget_sealed(book: Book) -> None:
+    lease(book, "resident").sealed = True
+
+
+def miscount_session(book: Book) -> None:
+    next(iter(book.sessions.live.values())).device_bytes += 1
+
+
+def miscount_tag(book: Book) -> None:
+    next(iter(book.sessions.live.values())).tag_bytes["elsewhere"] = 0
+
+
+def miscount_lease(book: Book) -> None:
+    lease(book, "resident").total_bytes += 1
+
+
+def unlist(book: Book) -> None:
+    pattern = Pattern(session="*", tag="*")
+    book.plan = PhasePlan(order=Order.DEVICE, phases=(Phase(name="all", tags=(pattern,)),))
+
+
+def outrank(book: Book) -> None:
+    lease(book, "resident").priority = 1
 
 
 def miscount_doubled(book: Book) -> None:
@@ -199,6 +227,12 @@ TAMPERED: list[tuple[Callable[[Book], None], str]] = [
     (keep_a_copy, "kept contents have a place"),
     (grow_sealed, "a sealed lease does not grow"),
     (seal_the_dropped, "only kept contents are sealed|what a session may have to park"),
+    (forget_sealed, "counters tell the truth: ..sealed"),
+    (miscount_session, "counters tell the truth"),
+    (miscount_tag, "counters tell the truth"),
+    (miscount_lease, "counters tell the truth"),
+    (unlist, "phases list leases"),
+    (outrank, "priorities are what was set or planned"),
     (miscount_doubled, "counters tell the truth"),
     (outgrow_budget, "within its budget"),
     (overfill_pool, "the pool keeps to its size"),

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.unit.core.desk import FAR, MIB, Desk, limits, peer
-from tests.unit.core.pair import RL, Pair
+from tests.unit.core.pair import RL, Pair, limit_to
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
+from vrambroker.broker.core.broker import Broker
 from vrambroker.broker.core.effects import Kind, LeaseState
 from vrambroker.broker.core.errors import (
     Draining,
@@ -14,12 +15,13 @@ from vrambroker.broker.core.errors import (
     NotQuiescent,
     OutOfDeviceMemory,
     OutOfHostMemory,
+    QuotaExceeded,
     UnknownPhase,
     WaitExpired,
     WrongState,
 )
 from vrambroker.broker.core.ids import ConnectionId, Instant, LeaseId, SessionId
-from vrambroker.broker.core.phase import Pattern, Ranked
+from vrambroker.broker.core.phase import Matcher, Order, Pattern, Ranked
 
 
 def test_a_phase_change_pauses_and_resumes_across_sessions() -> None:
@@ -113,6 +115,37 @@ class TestRefused:
         assert refused.requested_bytes == 8 * MIB
         assert ("judge", "left_alone") in [(one.session, one.tag) for one in refused.holders]
         assert f"{MIB} bytes too few" in refused.message
+
+    @pytest.mark.parametrize("order", list(Order))
+    def test_what_is_over_a_hard_budget(self, order: Order) -> None:
+        pair = Pair(limits(capacity=16), order=order)
+        limit_to(pair.desk, pair.rollout, 4)
+        refused = self.refused(pair)
+        assert isinstance(refused, QuotaExceeded)
+        assert "rollout uses 0 bytes" in refused.message
+        limit_to(pair.desk, pair.rollout, 5, revision=1)
+        assert isinstance(pair.desk.enter("generate"), ef.Entered)
+
+    def test_what_is_over_a_hard_budget_of_its_tag(self) -> None:
+        pair = Pair(limits(capacity=16))
+        limit_to(pair.desk, pair.rollout, 2, tag="weights")
+        refused = self.refused(pair)
+        assert isinstance(refused, QuotaExceeded)
+        assert refused.limit_value == 2 * MIB
+
+    @pytest.mark.parametrize(("order", "fits"), [(Order.DEVICE, True), (Order.HOST, False)])
+    def test_what_leaves_before_does_not_count_against_a_hard_budget(self, order: Order, fits: bool) -> None:
+        desk = Desk(limits(capacity=16), scoped=True)
+        both = desk.attach(peer(1), "both")
+        desk.lease(both, "a", 4)
+        desk.lease(both, "b", 4)
+        desk.pause(both, "b", release=True)
+        desk.set_plan({"a": ("both/a",), "b": ("both/b",)}, order=order)
+        limit_to(desk, both, 7)
+        before = desk.broker.snapshot()
+        answer = desk.enter("b")
+        assert isinstance(answer, ef.Entered if fits else QuotaExceeded), "under `host`, kept contents leave last"
+        assert fits or desk.broker.snapshot() == before
 
     def test_what_must_be_kept_and_has_no_place(self) -> None:
         refused = self.refused(Pair(limits(budget=7, file=1)))
@@ -373,3 +406,16 @@ def test_higher_priorities_ask_for_room_first(first: str) -> None:
     pair.desk.do(ev.Quiet(session=pair.trainer, order=order.order))
     queued = [line.tag for line in pair.desk.sent(ef.Publish) if line.kind is Kind.TICKET_QUEUED and line.ticket]
     assert queued[-2] == first
+
+
+def test_a_change_of_phase_reads_no_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair()
+
+    def read(*_: object) -> bool:
+        raise AssertionError("a pattern was read again")
+
+    monkeypatch.setattr(Pattern, "matches", read)
+    monkeypatch.setattr(Matcher, "phases_of", read)
+    # Which reads all of them.
+    monkeypatch.setattr(Broker, "check", Broker.snapshot)
+    assert isinstance(pair.desk.enter("generate"), ef.Entered)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.core.desk import FAR, MIB, Desk, limits, peer
+from tests.unit.core.pair import RL, Pair, limit_to
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.effects import LeaseState
@@ -11,10 +12,12 @@ from vrambroker.broker.core.errors import (
     InvalidArgument,
     NotOwner,
     OutOfDeviceMemory,
+    QuotaExceeded,
     UnknownTag,
     UnknownTicket,
 )
 from vrambroker.broker.core.ids import CallId, Instant, SessionId, TicketId
+from vrambroker.broker.core.phase import Pattern, Ranked
 
 DROP = ev.Contents.DROP
 
@@ -176,3 +179,63 @@ def test_the_refusal_says_whose_turn_it_is() -> None:
     refused = desk.resume(who["b"], "w", wait=False)
     assert isinstance(refused, OutOfDeviceMemory)
     assert refused.message.endswith("a/w has waited longer")
+
+
+class TestPlanned:
+    """What the plan says of priorities while its phases are entered."""
+
+    def pair(self) -> Pair:
+        pair = Pair(limits(capacity=16))
+        ranked = (
+            Ranked(pattern=Pattern(session="rollout", tag="weights"), priority=3),
+            Ranked(pattern=Pattern(session="trainer", tag="*"), priority=2),
+        )
+        pair.desk.set_plan(RL, priorities=ranked)
+        return pair
+
+    def priorities(self, pair: Pair) -> tuple[int, int, int]:
+        weights, cache, params = (pair.desk.view(lease).priority for lease in (pair.weights, pair.cache, pair.params))
+        return weights, cache, params
+
+    def test_they_hold_while_a_phase_that_lists_the_tag_is_entered(self) -> None:
+        pair = self.pair()
+        assert self.priorities(pair) == (0, 0, 0), "no phase is entered yet"
+        pair.desk.enter("generate")
+        assert self.priorities(pair) == (3, 0, 0)
+        pair.desk.enter("train")
+        assert self.priorities(pair) == (0, 0, 2)
+        more = pair.desk.lease(pair.trainer, "more", 1)
+        assert pair.desk.view(more).priority == 2
+        pair.desk.set_plan({"other": ("rollout/*",)})
+        assert self.priorities(pair) == (0, 0, 0)
+
+    def test_what_somebody_has_set_goes_before(self) -> None:
+        pair = self.pair()
+        pair.desk.prioritize(pair.rollout, "weights", priority=-1)
+        pair.desk.enter("generate")
+        assert self.priorities(pair)[0] == -1
+        pair.desk.prioritize(pair.rollout, "weights", priority=0)
+        assert self.priorities(pair)[0] == 0
+
+    def test_a_change_that_fails_changes_no_priority(self) -> None:
+        pair = self.pair()
+        pair.desk.enter("train")
+        limit_to(pair.desk, pair.rollout, 1)
+        assert isinstance(pair.desk.enter("generate"), QuotaExceeded)
+        assert self.priorities(pair) == (0, 0, 2)
+
+    def test_who_waits_gets_its_new_place(self) -> None:
+        desk = Desk()
+        a, b, busy = (desk.attach(peer(number), name) for number, name in enumerate(("a", "b", "busy"), start=1))
+        desk.lease(b, "w", 5, DROP)
+        desk.set_plan({"p": ("b/w",)}, priorities=(Ranked(pattern=Pattern(session="b", tag="w"), priority=1),))
+        assert isinstance(desk.enter("p"), ef.Entered)
+        desk.pause(b, "w", release=True)
+        desk.lease(a, "w", 5, DROP)
+        desk.pause(a, "w", release=True)
+        desk.lease(busy, "kv", 8, DROP)
+        for session in (a, b):
+            resume(desk, session)
+        assert [(ticket.session, ticket.priority) for ticket in desk.queue()] == [("b", 1), ("a", 0)]
+        desk.set_plan({"p": ("b/w",)})
+        assert [(ticket.session, ticket.priority) for ticket in desk.queue()] == [("a", 0), ("b", 0)]
