@@ -11,6 +11,7 @@ from vrambroker.broker.core.effects import (
     SendDraining,
     SendGrant,
     SendLeaseState,
+    SendPauseCancelled,
     SendPauseOrder,
     WatchFence,
 )
@@ -95,6 +96,8 @@ def connect(book: Book, session: Session, connection: ConnectionId) -> None:
         if order.session == session.session:
             book.emit(SendPauseOrder(session=session.session, order=order.order, tags=order.asked))
     gathering.resend(book, session)
+    for number in session.ended_orders:
+        book.emit(SendPauseCancelled(session=session.session, order=number))
     if book.draining:
         book.emit(SendDraining(session=session.session))
 

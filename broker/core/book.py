@@ -12,7 +12,17 @@ from itertools import islice
 from typing import TypeVar
 
 from vrambroker.broker.core.arena import Arena
-from vrambroker.broker.core.effects import Effect, Extent, Kind, LeaseState, Outcome, Publish, Refuse, Reply
+from vrambroker.broker.core.effects import (
+    Effect,
+    Extent,
+    Kind,
+    LeaseState,
+    Outcome,
+    Publish,
+    Refuse,
+    Reply,
+    SendPauseCancelled,
+)
 from vrambroker.broker.core.errors import (
     BrokerError,
     DriverFailed,
@@ -205,6 +215,13 @@ class Book:
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
+
+    def end_order(self, session: SessionId, order: OrderId) -> None:
+        """Have an agent open the gates that an order has closed, as far as no lease behind them is paused."""
+        live = self.sessions.live.get(session)
+        if live is not None:
+            live.end_order(order)
+            self.emit(SendPauseCancelled(session=session, order=order))
 
     def publish(
         self,

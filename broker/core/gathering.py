@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from vrambroker.broker.core.book import NAMED_MAX, Book
-from vrambroker.broker.core.effects import SendPauseCancelled, SendPauseOrder
+from vrambroker.broker.core.effects import SendPauseOrder
 from vrambroker.broker.core.errors import BrokerError, NotQuiescent, WaitExpired
 from vrambroker.broker.core.events import Busy, Calling, Declined, Quiet, StillBusy
 from vrambroker.broker.core.handover import GateOrder, Going, Handover
@@ -83,8 +83,7 @@ def _ask(book: Book, handover: Handover, leases: list[Lease]) -> None:
 def cancel(book: Book, handover: Handover, order: GateOrder) -> None:
     """Have an order's gates opened, as far as no lease behind them is paused."""
     del handover.orders[order.order]
-    if order.session in book.sessions.live:
-        book.emit(SendPauseCancelled(session=order.session, order=order.order))
+    book.end_order(order.session, order.order)
 
 
 def cancel_all(book: Book, handover: Handover) -> None:

@@ -174,7 +174,7 @@ def quiet(book: Book, event: Quiet) -> None:
         book.refuse(order.call, error, session=session.name)
     # The states told keep the gates closed from here on. Not all are heard: of what its owner has paused itself
     # meanwhile none is told, and of what it is returning just now it knows nothing any more.
-    book.emit(SendPauseCancelled(session=order.session, order=order.order))
+    book.end_order(order.session, order.order)
 
 
 def busy(book: Book, event: Busy) -> None:
@@ -235,7 +235,7 @@ def expire(book: Book, order: PauseOrder) -> None:
 
 def cancel(book: Book, order: PauseOrder, error: BrokerError) -> None:
     _close(book, order)
-    book.emit(SendPauseCancelled(session=order.session, order=order.order))
+    book.end_order(order.session, order.order)
     book.refuse(order.call, error, session=book.name_of(order.session), tag=order.busy_tag)
 
 

@@ -9,7 +9,17 @@ from typing import TypeVar
 
 from vrambroker.broker.core.errors import InvalidArgument, NotOwner, QuotaExceeded, UnknownSession, invariant
 from vrambroker.broker.core.events import Contents, Peer
-from vrambroker.broker.core.ids import ArenaFileId, CallId, ConnectionId, Domain, FrameId, LeaseId, SessionId, TicketId
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    CallId,
+    ConnectionId,
+    Domain,
+    FrameId,
+    LeaseId,
+    OrderId,
+    SessionId,
+    TicketId,
+)
 from vrambroker.broker.core.limits import Limits
 
 _Key = TypeVar("_Key")
@@ -35,6 +45,10 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in shown)
 
 
+ENDED_ORDERS_MAX = 64
+"""How many pause orders that are over are told again after a reconnect; more than are lost with a connection."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """How much may be in use, with the number of times that this was set; None is no limit."""
@@ -48,7 +62,8 @@ class Budget:
 class Session:
     """`waits`: calls about this session that are not answered yet, whoever made them. `kept_bytes`: all slots whose
     contents must be kept. `budgets`: by tag, "" for all of the session. `device_bytes`, `tag_bytes`: what its leases have of
-    the device; `over`: that is more than the soft limit of all of the session.
+    the device; `over`: that is more than the soft limit of all of the session. `ended_orders`: the latest pause orders that
+    are over, of which its agent may not have heard.
     """
 
     session: SessionId
@@ -66,6 +81,13 @@ class Session:
     by_tag: dict[str, dict[Contents, LeaseId]] = field(default_factory=dict[str, dict[Contents, LeaseId]])
     tickets: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     waits: dict[CallId, None] = field(default_factory=dict[CallId, None])
+    ended_orders: dict[OrderId, None] = field(default_factory=dict[OrderId, None])
+
+    def end_order(self, order: OrderId) -> None:
+        """Remember that an order is over, beside the latest others."""
+        self.ended_orders[order] = None
+        if len(self.ended_orders) > ENDED_ORDERS_MAX:
+            del self.ended_orders[next(iter(self.ended_orders))]
 
     def is_process(self, actor: Peer) -> bool:
         return (actor.pid, actor.uid) == (self.peer.pid, self.peer.uid)

@@ -220,6 +220,10 @@ class World:
     def _physically(self, event: ev.Event) -> None:
         """Let come true what a report of the machine's says."""
         match event:
+            case ev.ProcessEnded(session=session) if session in self.by_session:
+                # Also of what was still being sent to it when it said goodbye.
+                self.machine.let_go(self.by_session[session].peer.pid)
+                self.close_dying_files()
             case ev.FrameDestroyed(frame=frame):
                 self.machine.destroy(frame)
             case ev.FrameCreateFailed(frame=frame):

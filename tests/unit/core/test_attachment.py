@@ -4,7 +4,7 @@ from tests.unit.core.desk import MIB, Desk, limits, peer
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.errors import Draining, NotOwner, QuotaExceeded, UnknownSession, UnknownTag
-from vrambroker.broker.core.ids import ConnectionId, Domain, FrameId, LeaseId, SessionId, SlotId
+from vrambroker.broker.core.ids import ConnectionId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId
 from vrambroker.broker.core.snapshot import FramePlace
 
 
@@ -245,3 +245,18 @@ def test_a_process_is_remembered_until_its_last_session_has_ended() -> None:
     for pid in range(10, 20):
         desk.answer(ev.Mark(call=desk.call(peer(pid)), label="strangers come and go"))
     assert desk.answer(ev.Mark(call=desk.call(peer(1), "m"), label="b")) == ef.Done(), "it is a stranger now"
+
+
+def test_an_agent_that_comes_back_hears_again_which_orders_are_over() -> None:
+    """Of a lease in which nothing was granted it knows no state, so nothing else opens the gates."""
+    desk = Desk()
+    one = desk.attach(peer(1))
+    desk.lease(one, "a", 2)
+    assert desk.pause(one, "a", quiet=False, deadline=Instant(desk.now + 5), actor=peer(9)) is None
+    (order,) = desk.sent(ef.SendPauseOrder)
+    desk.at(desk.now + 6)
+    desk.do(ev.ConnectionLost(session=one, connection=ConnectionId(1001)))
+    desk.effects.clear()
+    desk.answer(ev.Reattach(call=desk.call(peer(1)), session=one, connection=ConnectionId(77)))
+    assert [sent.order for sent in desk.sent(ef.SendPauseCancelled)] == [order.order]
+    assert not desk.sent(ef.SendPauseOrder)
