@@ -77,6 +77,7 @@ class Broker:
     def __init__(self, limits: Limits) -> None:
         _require_sound(limits)
         self._book = Book(limits)
+        self._told = settlement.totals(self._book)
 
     def handle(self, event: ev.Event, now: Instant) -> list[Effect]:
         """Take note of what happened and return what is to be done, in order. Time never goes back: an earlier `now`
@@ -84,7 +85,6 @@ class Broker:
         """
         book = self._book
         book.now = max(book.now, now)
-        before = settlement.totals(book)
         match event:
             case (
                 ev.Attach()
@@ -127,7 +127,7 @@ class Broker:
                 _report(book, event)
             case _:
                 _outcome(book, event)
-        settlement.settle(book, before)
+        self._told = settlement.settle(book, self._told)
         effects, book.effects = book.effects, []
         return effects
 

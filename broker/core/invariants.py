@@ -50,6 +50,8 @@ def capacity_is_conserved(book: Book) -> None:
     for place in FramePlace:
         counted = sum(frame.size_bytes for frame in ledger.frames.values() if frame.place is place)
         _hold(counted == ledger.bytes_in(place), name, f"{place.value} frames come to {counted}")
+    placed = sum(ledger.bytes_in(place) for place in FramePlace)
+    _hold(placed == ledger.framed_bytes, name, f"frames in all places come to {placed}")
     reserved = sum(ticket.hold.reserved_bytes for ticket in book.tickets.values()) + book.outside.withheld_bytes
     _hold(reserved == ledger.reserved_bytes, name, f"{reserved} are reserved for tickets and withheld")
     _hold(ledger.unframed_bytes >= 0, name, f"more than the capacity is given out: {ledger.unframed_bytes}")

@@ -104,8 +104,8 @@ class Ledger:
 
     @property
     def held_bytes(self) -> int:
-        places = (FramePlace.HELD, FramePlace.CREATING, FramePlace.FENCED, FramePlace.DESTROYING)
-        return self.reserved_bytes + sum(self._place_bytes[place] for place in places)
+        """What is reserved, and all frames that are neither lent nor pooled."""
+        return self.reserved_bytes + self._framed_bytes - self.lent_bytes - self._place_bytes[FramePlace.POOLED]
 
     def reserve(self, size_bytes: int) -> None:
         invariant(0 <= size_bytes <= self.unframed_bytes, "only what is free can be reserved")

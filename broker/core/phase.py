@@ -30,13 +30,18 @@ class Order(Enum):
     HOST = "host"
 
 
+def _fits(name: str, pattern: str) -> bool:
+    # No name has wildcards in it, and most patterns are names.
+    return name == pattern or fnmatchcase(name, pattern)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
     session: str
     tag: str
 
     def matches(self, session: str, tag: str) -> bool:
-        return fnmatchcase(session, self.session) and fnmatchcase(tag, self.tag)
+        return _fits(session, self.session) and _fits(tag, self.tag)
 
     @property
     def is_exact(self) -> bool:

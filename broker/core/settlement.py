@@ -35,8 +35,10 @@ def totals(book: Book) -> Totals:
     )
 
 
-def settle(book: Book, before: Totals) -> None:
-    """Follow what the event has stirred until nothing moves any more, then publish what has changed."""
+def settle(book: Book, told: Totals) -> Totals:
+    """Follow what the event has stirred until nothing moves any more, then publish what has changed. Returns the totals that
+    are told now.
+    """
     _follow(book)
     while phases.advance(book):
         _follow(book)
@@ -46,8 +48,9 @@ def settle(book: Book, before: Totals) -> None:
     background.go_on(book)
     _publish_leases(book)
     after = totals(book)
-    if after != before:
+    if after != told:
         _publish_device(book, after)
+    return after
 
 
 def _follow(book: Book) -> None:
