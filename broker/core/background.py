@@ -22,7 +22,11 @@ TO_BE_COPIED = 2
 """What it costs to take a lease that is not copied yet."""
 
 LOOKED_AT_MAX = 64
-"""How many leases are looked at after an event, so that it costs the same however many are idle."""
+"""How many leases are looked at after an event, so that it costs the same however many are idle; if none of them can be
+copied, the next ones are looked at after a moment.
+"""
+
+MOMENT_NS = 1_000_000
 
 SLOTS_MAX = 1024
 """How many slots one order names; more would not fit in a packet."""
@@ -37,16 +41,22 @@ def go_on(book: Book) -> None:
     if book.limits.copy_ahead_ns is None or book.draining or not _link_is_idle(book):
         return
     busy_until = max((order.since + book.limits.patience_ns for order in book.copies.values()), default=0)
-    for number in islice(book.idle.from_cost(TO_BE_COPIED), LOOKED_AT_MAX):
-        lease = book.leases[number]
+    looked_at, any_can = 0, False
+    for number in islice(book.idle.from_cost(TO_BE_COPIED), book.copy_past, book.copy_past + LOOKED_AT_MAX):
+        lease, looked_at = book.leases[number], looked_at + 1
         due = Instant(max(lease.idle_since + book.limits.copy_ahead_ns, busy_until))
         if not _may_be_copied(book, lease):
             continue
         if due > book.now:
             book.copy_at = due if book.copy_at is None else min(book.copy_at, due)
+            any_can = True
         elif slots := _to_copy(book, lease):
             _order(book, lease, slots)
             busy_until = book.now + book.limits.patience_ns
+            any_can = True
+    book.copy_past = 0 if any_can or looked_at < LOOKED_AT_MAX else book.copy_past + LOOKED_AT_MAX
+    if book.copy_past:
+        book.copy_at = Instant(book.now + MOMENT_NS)
 
 
 def _link_is_idle(book: Book) -> bool:

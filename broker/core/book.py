@@ -130,7 +130,8 @@ class CopyOrder:
 class Outside:
     """What is known of memory that is no lease. `used_bytes`: as last measured; `grew_at`: when it was last found to have
     grown by much, from `low_bytes`. `withheld_bytes`: capacity that is kept out of use for it; `refills`: the tickets
-    that bring more of that. `refused_bytes`: what the driver did not have since it was measured.
+    that bring more of that. `refused_bytes`: what the driver did not have since it was measured, or since `refused_until`
+    was set, when it is asked again.
     """
 
     used_bytes: int = 0
@@ -138,6 +139,7 @@ class Outside:
     grew_at: Instant | None = None
     withheld_bytes: int = 0
     refused_bytes: int = 0
+    refused_until: Instant | None = None
     refills: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
 
 
@@ -201,10 +203,12 @@ class Book:
         self.touched: dict[LeaseId, str] = {}
         self.told: dict[LeaseId, Told] = {}
         self.stirred: dict[TicketId, None] = {}
-        self.supply_grew = False
+        # Before the first event nothing is withheld yet.
+        self.supply_grew = True
         self.pool_until: Instant | None = None
         self.pooled_bytes = 0
         self.copies: dict[SessionId, CopyOrder] = {}
+        self.copy_past = 0
         self.copy_at: Instant | None = None
         self._deadlines: list[tuple[Instant, int, Bounded]] = []
         self._bounded = 0

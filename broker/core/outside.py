@@ -5,7 +5,7 @@ from vrambroker.broker.core.book import OUTSIDE_NAME, Book
 from vrambroker.broker.core.effects import Kind
 from vrambroker.broker.core.errors import Draining, InvalidArgument, QuotaExceeded, invariant
 from vrambroker.broker.core.events import MakeRoom, OutsideMeasured
-from vrambroker.broker.core.ids import OUTSIDE
+from vrambroker.broker.core.ids import OUTSIDE, Instant
 from vrambroker.broker.core.lending import plan_at_once, require_size
 from vrambroker.broker.core.limits import NS_PER_S
 from vrambroker.broker.core.ticket import Stage, bytes_of
@@ -55,7 +55,7 @@ def measured(book: Book, event: OutsideMeasured) -> None:
     invariant(event.used_bytes >= 0, "nobody uses less than nothing")
     outside = book.outside
     grown_bytes = event.used_bytes - outside.used_bytes
-    outside.used_bytes, outside.refused_bytes = event.used_bytes, 0
+    outside.used_bytes, outside.refused_bytes, outside.refused_until = event.used_bytes, 0, None
     if grown_bytes > 0:
         _use_up_rooms(book, grown_bytes)
     outside.low_bytes = min(outside.low_bytes, event.used_bytes)
@@ -78,6 +78,9 @@ def _use_up_rooms(book: Book, grown_bytes: int) -> None:
 
 
 def refused(book: Book, size_bytes: int) -> None:
-    """Withhold what the driver did not have, until the next reading says how much there is."""
+    """Withhold what the driver did not have until a reading says how much there is, or for a while: what others took may be
+    gone again before it is measured.
+    """
     book.outside.refused_bytes += size_bytes
+    book.outside.refused_until = Instant(book.now + book.limits.retry_ns)
     book.supply_grew = True

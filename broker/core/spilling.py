@@ -102,7 +102,7 @@ def _take_turns(book: Book) -> bool:
 
 def _is_beyond_its_share(book: Book, lease: Lease, slot: Slot) -> bool:
     """Tell whether a slot would take its session past half of the staging room, which is all that one stopped process
-    can keep from the others.
+    can keep from others of its domain. From other domains it can keep the files that it has mapped.
     """
     spill, has_bytes = book.spill, 0
     for number, owner in spill.staged.items():

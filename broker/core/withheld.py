@@ -174,14 +174,22 @@ def publish(book: Book) -> None:
 
 
 def next_deadline(book: Book) -> Instant | None:
-    """Return when the broker stops being eager by itself."""
+    """Return when the broker stops being eager by itself, or asks the driver again for what it had not."""
+    deadlines = (_eager_until(book), book.outside.refused_until)
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+
+def _eager_until(book: Book) -> Instant | None:
     grew_at = book.outside.grew_at
     return Instant(grew_at + book.limits.eager_ns) if grew_at is not None else None
 
 
 def expire(book: Book) -> None:
-    """Stop being eager for what has grown some time ago."""
-    until = next_deadline(book)
+    """Stop being eager for what has grown some time ago, and withholding what the driver had not some time ago."""
+    outside, until = book.outside, _eager_until(book)
     if until is not None and book.now >= until:
-        book.outside.grew_at = None
+        outside.grew_at = None
         publish(book)
+    if outside.refused_until is not None and book.now >= outside.refused_until:
+        outside.refused_bytes, outside.refused_until = 0, None
+        let_go(book)

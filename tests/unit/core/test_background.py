@@ -512,3 +512,22 @@ def test_what_was_given_up_for_a_change_of_phase_that_fails_is_copied_anew() -> 
     later(desk)
     desk.let_go("copy")
     assert copied(desk, weights) == 2
+
+
+def test_many_that_cannot_be_copied_keep_nobody_else_from_it() -> None:
+    desk = Desk(limits(capacity=100, budget=128, copy_ahead=10, leases=128))
+    away, there = desk.attach(peer(1)), desk.attach(peer(2))
+    for number in range(66):
+        desk.lease(away, f"t{number}", 1)
+    desk.lease(there, "x", 1)
+    desk.held_back.add("copied")
+    desk.do(ev.ConnectionLost(session=away, connection=ConnectionId(1001)))
+    for number in range(66):
+        desk.pause(away, f"t{number}")
+    desk.pause(there, "x")
+    desk.effects.clear()
+    for _ in range(4):
+        due = desk.broker.next_deadline()
+        if due is not None and not desk.sent(ef.SendCopy):
+            desk.at(due)
+    assert [one.session for one in desk.sent(ef.SendCopy)] == [there]

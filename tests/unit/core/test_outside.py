@@ -327,3 +327,26 @@ def test_a_demand_that_does_not_wait_is_refused_what_the_driver_has_not(measured
     refuse_one(desk)
     assert isinstance(desk.answers[desk.last_call], DriverFailed)
     assert desk.free == 8
+
+
+def test_what_the_driver_had_not_is_asked_for_again_though_nothing_is_measured() -> None:
+    desk = shared()
+    one = desk.attach(peer(1))
+    desk.lease(one, "a", 8, DROP)
+    desk.pause(one, "a", release=True)
+    desk.held_back.add("create")
+    assert desk.resume(one, "a") is None
+    call = desk.last_call
+    refuse_one(desk)
+    desk.let_go("create")
+    assert call not in desk.answers
+    pass_deadline(desk)
+    assert isinstance(desk.answers[call], ef.Resumed)
+    assert desk.broker.snapshot().withheld_bytes == 0
+
+
+def test_what_is_to_stay_free_is_withheld_before_anything_is_measured() -> None:
+    desk = Desk(limits(device=9, keep_free=2))
+    one = desk.attach(peer(1))
+    assert isinstance(desk.lend(one, "a", 8), OutOfDeviceMemory)
+    desk.lease(one, "a", 7)
