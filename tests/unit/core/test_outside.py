@@ -66,6 +66,20 @@ def refuse_one(desk: Desk) -> None:
     desk.do(ev.FrameCreateFailed(frame=asked.frame, driver_call="create", driver_result=result, out_of_memory=True))
 
 
+def resume_without_a_frame() -> tuple[Desk, CallId]:
+    """Have the driver refuse one frame of a resume that waits for it."""
+    desk = shared()
+    one = desk.attach(peer(1))
+    desk.lease(one, "a", 8, DROP)
+    desk.pause(one, "a", release=True)
+    desk.held_back.add("create")
+    assert desk.resume(one, "a") is None
+    call = desk.last_call
+    refuse_one(desk)
+    desk.let_go("create")
+    return desk, call
+
+
 def lines(desk: Desk, kind: ef.Kind) -> list[str]:
     return [one.why for one in desk.effects if isinstance(one, ef.Publish) and one.kind is kind]
 
@@ -304,15 +318,7 @@ def test_no_frames_are_kept_to_spare_while_it_is_eager() -> None:
 
 
 def test_a_resume_whose_frame_the_driver_has_not_waits_until_it_has() -> None:
-    desk = shared()
-    one = desk.attach(peer(1))
-    desk.lease(one, "a", 8, DROP)
-    desk.pause(one, "a", release=True)
-    desk.held_back.add("create")
-    assert desk.resume(one, "a") is None
-    call = desk.last_call
-    refuse_one(desk)
-    desk.let_go("create")
+    desk, call = resume_without_a_frame()
     now = desk.broker.snapshot()
     assert (call in desk.answers, now.withheld_bytes // MIB, desk.free) == (False, 1, 7)
     measure(desk, 0)
@@ -330,15 +336,7 @@ def test_a_demand_that_does_not_wait_is_refused_what_the_driver_has_not(measured
 
 
 def test_what_the_driver_had_not_is_asked_for_again_though_nothing_is_measured() -> None:
-    desk = shared()
-    one = desk.attach(peer(1))
-    desk.lease(one, "a", 8, DROP)
-    desk.pause(one, "a", release=True)
-    desk.held_back.add("create")
-    assert desk.resume(one, "a") is None
-    call = desk.last_call
-    refuse_one(desk)
-    desk.let_go("create")
+    desk, call = resume_without_a_frame()
     assert call not in desk.answers
     pass_deadline(desk)
     assert isinstance(desk.answers[call], ef.Resumed)
