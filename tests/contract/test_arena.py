@@ -32,8 +32,8 @@ def _resident_bytes(fd: int) -> int:
     return os.fstat(fd).st_blocks * 512
 
 
-def _mapped_here(name: str) -> bool:
-    return name in Path("/proc/self/maps").read_text()
+def _mappings_here(name: str) -> int:
+    return Path("/proc/self/maps").read_text().count(name)
 
 
 async def _ready(arena: HostArena, heard: Heard, size_bytes: int = SIZE_BYTES) -> int:
@@ -76,8 +76,10 @@ def test_the_daemon_keeps_nothing_mapped() -> None:
     async def test() -> None:
         heard = Heard()
         arena = HostArena(deliver=heard.deliver)
+        # A client in this process may have mapped files of another daemon.
+        before = _mappings_here("vrambroker-arena")
         await _ready(arena, heard)
-        assert not _mapped_here("vrambroker-arena")
+        assert _mappings_here("vrambroker-arena") == before
         arena.close()
 
     run(test())
