@@ -293,6 +293,19 @@ void Mover::recall_slot(Lease &lease, const RecallSlot &order, std::vector<uint6
   }
 }
 
+// How the contents of a slot go to an extent, cut at the borders of what is registered.
+Failure Mover::cut_out(const Lease &lease, const Slot &slot, uint64_t file, uint64_t offset_bytes,
+                       std::vector<Copier::Chunk> &chunks) {
+  const auto pieces = arena_.cut(file, offset_bytes, slot.size_bytes);
+  if (!pieces) return "arena: file " + std::to_string(file) + " has no such extent here";
+  const char *from = lease.address_of(slot);
+  for (const ArenaMap::Piece &piece : *pieces) {
+    chunks.push_back({piece.address, from, piece.size_bytes});
+    from += piece.size_bytes;
+  }
+  return std::nullopt;
+}
+
 Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) {
   if ((order.flags & SLOT_PARK) == 0 || is_copied_to(slot, order)) {
     Failure failure = unmap(lease, slot);
@@ -300,14 +313,8 @@ Failure Mover::start_leaving(Lease &lease, Slot &slot, const RecallSlot &order) 
     end_motion(lease, slot);
     return failure;
   }
-  const auto pieces = arena_.cut(order.file, order.offset_bytes, slot.size_bytes);
-  if (!pieces) return "arena: file " + std::to_string(order.file) + " has no such extent here";
   std::vector<Copier::Chunk> chunks;
-  const char *from = lease.address_of(slot);
-  for (const ArenaMap::Piece &piece : *pieces) {
-    chunks.push_back({piece.address, from, piece.size_bytes});
-    from += piece.size_bytes;
-  }
+  if (Failure failure = cut_out(lease, slot, order.file, order.offset_bytes, chunks)) return failure;
   slot.motion = Motion::leaving;
   slot.parked = Parked{order.file, order.offset_bytes};
   submit(Copier::Direction::out, lease, slot, order.file, std::move(chunks));

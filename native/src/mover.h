@@ -93,6 +93,8 @@ class Mover {
   void abandon(Lease &lease, Slot &slot);
 
   void recall_slot(Lease &lease, const RecallSlot &order, std::vector<uint64_t> &left);
+  Failure cut_out(const Lease &lease, const Slot &slot, uint64_t file, uint64_t offset_bytes,
+                  std::vector<Copier::Chunk> &chunks);
   Failure start_leaving(Lease &lease, Slot &slot, const RecallSlot &order);
   Failure unmap(Lease &lease, Slot &slot);
   void end_motion(Lease &lease, Slot &slot);

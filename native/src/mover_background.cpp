@@ -36,14 +36,8 @@ Failure Mover::start_copying(Lease &lease, const CopySlot &order) {
   const bool there = found != lease.slots.end() && found->second.mapped && found->second.motion == Motion::none;
   if (!there || lease.contents != VRB_KEEP) return "slot " + std::to_string(order.slot) + " is not there to be copied";
   Slot &slot = found->second;
-  const auto pieces = arena_.cut(order.file, order.offset_bytes, slot.size_bytes);
-  if (!pieces) return "arena: file " + std::to_string(order.file) + " has no such extent here";
   std::vector<Copier::Chunk> chunks;
-  const char *from = lease.address_of(slot);
-  for (const ArenaMap::Piece &piece : *pieces) {
-    chunks.push_back({piece.address, from, piece.size_bytes});
-    from += piece.size_bytes;
-  }
+  if (Failure failure = cut_out(lease, slot, order.file, order.offset_bytes, chunks)) return failure;
   slot.motion = Motion::copying;
   const uint64_t ticket = note_copy(lease, slot, order.file);
   background_.places[order.slot] = {order.file, order.offset_bytes, ticket, false};
