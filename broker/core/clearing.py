@@ -23,9 +23,8 @@ def go_on(book: Book) -> bool:
 
 
 def _is_clear(book: Book, waiting: PauseOrder | Clearing) -> bool:
-    """Tell whether it has waited for readers, and none is left. A lease that is gone has none."""
-    leases = (book.leases.get(number) for number in waiting.read)
-    return bool(waiting.read) and not any(lease.readers for lease in leases if lease is not None)
+    """Tell whether it has waited for readers, and none is left."""
+    return bool(waiting.read) and not pausing.awaited_readers(book, waiting)
 
 
 def _make_again(book: Book, waiting: Clearing) -> None:

@@ -20,6 +20,7 @@ from vrambroker.broker.core.events import Busy, Calling, Declined, Pause, Quiet,
 from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
+from vrambroker.broker.core.reader import Reader
 from vrambroker.broker.core.session import Session, printable, require_word
 
 
@@ -63,10 +64,17 @@ def clear(book: Book, session: Session, event: Pause | Seal, deadline: Instant, 
 
 
 def _await_readers(book: Book, waiting: Clearing | PauseOrder, leases: list[Lease]) -> None:
-    for lease in (lease for lease in leases if lease.readers):
-        waiting.read[lease.lease] = None
+    waiting.read = {lease.lease: None for lease in leases if lease.readers}
+    for lease in map(book.leases.__getitem__, waiting.read):
         lease.clearings[waiting.call] = None
-        reading.close(book, reading.readers_of(book, (lease,)))
+    reading.close(book, awaited_readers(book, waiting))
+
+
+def awaited_readers(book: Book, waiting: Clearing | PauseOrder) -> list[Reader]:
+    """Return whom a call waits for: those who may write, if it is to seal; a lease that is gone has none."""
+    leases = [book.leases[number] for number in waiting.read if number in book.leases]
+    to_seal = isinstance(waiting, Clearing) and isinstance(waiting.what, Seal)
+    return reading.writers_of(book, leases) if to_seal else reading.readers_of(book, leases)
 
 
 def distrust(book: Book, session: Session) -> None:
@@ -294,12 +302,9 @@ def expire_clearing(book: Book, waiting: Clearing) -> None:
 
 def still_read(book: Book, waiting: Clearing | PauseOrder) -> NotQuiescent:
     """Return the error that says who has not let go of what others wait for."""
-    leases = [book.leases[number] for number in waiting.read if book.leases[number].readers]
-    readers = reading.readers_of(book, leases)
-    who = reading.names_of(book, readers)
-    return _not_quiescent(
-        book.sessions.get(leases[0].session), leases[0].tag, f"is in use by {who}, who received it", who
-    )
+    readers = awaited_readers(book, waiting)
+    lease, who = book.leases[readers[0].lease], reading.names_of(book, readers)
+    return _not_quiescent(book.sessions.get(lease.session), lease.tag, f"is in use by {who}, who received it", who)
 
 
 def cancel(book: Book, order: PauseOrder, error: BrokerError) -> None:

@@ -3,6 +3,7 @@
 from vrambroker.broker.core.book import Book, Clearing, PauseOrder
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.ids import FrameId, ReaderId
+from vrambroker.broker.core.pausing import awaited_readers
 from vrambroker.broker.core.reader import Reader
 from vrambroker.broker.core.snapshot import FramePlace, SlotState
 
@@ -76,7 +77,7 @@ def readers_keep_nobody_waiting_for_ever(book: Book) -> None:
     for what in waiting:
         leases = [book.leases[number] for number in what.read]
         _hold(all(what.call in lease.clearings for lease in leases), name, what)
-        readers = [book.readers[one] for lease in leases for one in lease.readers]
+        readers = awaited_readers(book, what)
         _hold(bool(readers) or not leases, name, what)
         _hold(all(reader.closing for reader in readers), "readers that are waited for are asked to let go", what)
     calls = {what.call for what in waiting if what.read}

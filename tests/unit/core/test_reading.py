@@ -312,6 +312,19 @@ def test_what_may_be_written_to_is_sealed_when_its_writers_have_let_go() -> None
     assert world.desk.view(world.lease).sealed is True
 
 
+def test_a_seal_leaves_those_who_only_read_what_they_have() -> None:
+    world = Sharing(held_back=("close_reader",))
+    world.desk.export(world.trainer, world.lease, read_only=True, key="look")
+    world.desk.read(world.rollout, 1, "look")
+    world.read(2)
+    world.desk.seal(world.trainer, "weights")
+    call = world.desk.last_call
+    assert len(world.desk.waiting("close_reader")) == 1
+    world.desk.let_go("close_reader")
+    assert isinstance(world.desk.answers[call], ef.Done)
+    assert world.desk.readers(world.lease) == [("rollout", False)]
+
+
 def test_a_seal_does_not_wait_for_ever() -> None:
     world = Sharing(held_back=("close_reader",))
     world.read()
