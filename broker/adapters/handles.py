@@ -145,6 +145,7 @@ class HandleServer:
                 records.Arrived()
                 | records.Left()
                 | records.Copied()
+                | records.ReaderClosed()
                 | records.Quiet()
                 | records.Busy()
                 | records.Callback()
@@ -157,6 +158,10 @@ class HandleServer:
                 | records.Resume()
                 | records.Claim()
                 | records.Bye()
+                | records.Export()
+                | records.Unexport()
+                | records.Read()
+                | records.EndRead()
                 | records.Seal()
                 | records.Unseal()
             ) if session is not None:
