@@ -114,10 +114,11 @@ std::vector<Tag *> Client::find_tags(const std::vector<std::string> &names) {
 
 // Sends a request and waits for its answer, without the lock. A request whose answer doesn't come in time goes on without us.
 template <class Record>
-record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows) {
+record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows, uint64_t *number) {
   if (book_.ended) throw wrong_state("the client is closed");
   const auto deadline = deadline_of(timeout_ms);
   const std::shared_ptr<Request> request = book_.requests.add(std::move(record), true);
+  if (number != nullptr) *number = request->number;
   seek_daemon();
   // Without a connection the agent sends it, as soon as there is one.
   if (book_.link == Link::up) channel_.send(request->packet);
@@ -136,6 +137,10 @@ record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *
   throw no_answer(waited_ms);
 }
 
+template record::Done Client::ask(Lock &, record::Export, uint32_t, Lease *, uint64_t *);
+template record::Done Client::ask(Lock &, record::Unexport, uint32_t, Lease *, uint64_t *);
+template record::Done Client::ask(Lock &, record::Read, uint32_t, Lease *, uint64_t *);
+
 void Client::close() {
   free_put_off();
   Lock lock(book_.mutex);
@@ -146,7 +151,7 @@ void Client::close() {
   // To be closed is a matter of this process; that the daemon has heard of it is only waited for.
   book_.changed.wait_for(lock, milliseconds(CLOSE_MS), [&] {
     if (book_.ended || book_.link == Link::lost) return true;
-    if (book_.live_allocations() == 0) return false;
+    if (book_.live_allocations() == 0 && book_.readers.uses.empty()) return false;
     return std::all_of(book_.leases.begin(), book_.leases.end(), [](const auto &lease) {
       return lease->number == 0 || lease->range.allocations() > 0;
     });
