@@ -1,6 +1,7 @@
 """`Memory`: what a worker leases from its broker, as torch code sees it. Synchronous, thread-safe."""
 
 import os
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,6 +21,8 @@ from vrambroker.client import discovery, native
 from vrambroker.client.callbacks import Callbacks
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
 
     from vrambroker.client.callbacks import PauseCallback, ResumeCallback
@@ -75,6 +78,10 @@ class Memory:
         self._torch: _Tensors | None = None
         self._torch_lock = threading.Lock()
         self._control = Control(endpoint, token=self._token, attached=True)
+        self._shared_read_only: set[str] = set()
+        # So that what was sent can be received by whatever unpickles it, before anything else is done with torch here.
+        if "torch" in sys.modules:
+            self._travel()
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -200,6 +207,7 @@ class Memory:
         named = tags or self.tags
         if named:
             if self._torch is not None:
+                self._travel().collect(self)
                 self._torch.before_pause(named)
             self._client.pause(named, release=release, timeout_s=timeout)
 
@@ -365,6 +373,29 @@ class Memory:
             except BrokerError as late:
                 error.add_note(f"what was paused for it did not come back: {late}")
 
+    def share_read_only(self, *tags: str) -> None:
+        """Have tensors of these tags that are sent to other processes from now on be read-only there.
+
+        Who writes to them has a fault: SIGSEGV on `host`, a dead CUDA context on a GPU. Without this, who receives a leased
+        tensor writes to the sender's own memory, as torch has it; but for tags that are sealed.
+        """
+        self._require_named(tags, "share read-only")
+        for tag in tags:
+            native.check_label(tag, "tag")
+        self._shared_read_only.update(tags)
+
+    def is_shared_read_only(self, tag: str) -> bool:
+        """Whether tensors of this tag are sent read-only by `share_read_only`."""
+        return tag in self._shared_read_only
+
+    def forget_sent(self, *, timeout: float = TIMEOUT_S) -> None:
+        """Let go of what was sent to other processes and nobody has received: it can't be received any more.
+
+        A leased tensor that is sent is kept alive until it was received as often as it was sent, and what was received is
+        in use nowhere any more; that is looked at whenever something is sent, at a pause, and here.
+        """
+        self._travel().forget_sent(self, timeout_s=timeout)
+
     def on_pause(self, callback: "PauseCallback", *tags: str) -> None:
         """Have `callback(tags)` run when somebody else asks for a pause of these tags (of any, if none are named).
 
@@ -415,6 +446,7 @@ class Memory:
         if _attachments.release(self):
             self._closed = True
             if self._torch is not None:
+                self._travel().leave(self)
                 self._torch.close()
             self._control.close()
             self._client.close()
@@ -458,7 +490,24 @@ class Memory:
         with self._torch_lock:
             if self._torch is None:
                 self._torch = self._make_tensors()
+                self._travel()
             return self._torch
+
+    def _travel(self) -> "ModuleType":
+        """Have torch send and receive leased tensors in this process, and return what does that."""
+        from vrambroker.client import sharing
+
+        sharing.install()
+        return sharing
+
+    def native_client(self) -> native.Client:
+        """Return the native client, for the other modules of this package."""
+        return self._client
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call waits whose caller can't say so."""
+        return TIMEOUT_S
 
     def _make_tensors(self) -> _Tensors:
         if discovery.is_host(self.device):
@@ -552,6 +601,11 @@ class _Attachments:
                 self._all.remove(there)
             return there.users == 0
 
+    def memories(self) -> tuple[Memory, ...]:
+        """Return what this process is attached to, latest first."""
+        with self._lock:
+            return tuple(one.memory for one in reversed(self._all))
+
     def _forget(self) -> None:
         # A lock held by another thread at the fork would stay locked here, and the parent's sessions are not ours.
         self._lock = threading.Lock()
@@ -559,6 +613,11 @@ class _Attachments:
 
 
 _attachments = _Attachments()
+
+
+def attached_memories() -> tuple[Memory, ...]:
+    """Return what this process is attached to just now, latest first."""
+    return _attachments.memories()
 
 
 def _attached_otherwise(there: _Attachment, name: str) -> WrongState:

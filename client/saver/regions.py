@@ -4,20 +4,18 @@ One region at a time is entered in a thread, that of its present settings: torch
 """
 
 import os
-import sys
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WrongState
-from vrambroker.client import discovery
-from vrambroker.client.memory import Memory, connect
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument
+from vrambroker.client import attaching
+from vrambroker.client.memory import Memory
 from vrambroker.client.saver import settings as environment
 from vrambroker.client.saver.settings import Settings
-from vrambroker.client.saver.tags import Tags, label_of
+from vrambroker.client.saver.tags import Tags
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +171,7 @@ class Regions:
 
     def _tags_here(self) -> tuple[Memory, Tags]:
         """Return the device that this thread allocates on, attached to."""
-        memory = _attached()
+        memory = attaching.attached(attaching.device_at_hand())
         with self._lock:
             known = self._tags.get(memory)
             if known is None:
@@ -182,24 +180,3 @@ class Regions:
                 # Attached once is enough.
                 memory.close()
             return memory, known
-
-
-def _attached() -> Memory:
-    name = label_of(os.environ.get(environment.NAME_VARIABLE) or Path(sys.argv[0]).stem or "python")
-    device = _device()
-    try:
-        return connect(name, device)
-    except WrongState as error:
-        if error.state != "attached":
-            raise
-        # The program has attached itself, under a name of its own.
-        return connect(error.session, device)
-
-
-def _device() -> str | None:
-    """Return the device to attach to: where there are brokers of several, that of torch's current GPU."""
-    if os.environ.get(discovery.DEVICE_VARIABLE) or len(discovery.endpoints()) < 2:
-        return None
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else None

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from vrambroker.broker.core.errors import BrokerUnavailable, OutOfDeviceMemory
-from vrambroker.client import discovery
+from vrambroker.client import attaching, discovery
 from vrambroker.client.memory import Memory
-from vrambroker.client.saver import regions as regions_module
 from vrambroker.client.saver import start
 from vrambroker.client.saver.regions import Regions
 from vrambroker.client.saver.saver import TorchMemorySaver
@@ -79,10 +78,10 @@ def current(monkeypatch: pytest.MonkeyPatch) -> list[FakeMemory]:
     """The device that a region is on: the first of these."""
     devices = [FakeMemory()]
 
-    def attached() -> Memory:
+    def attached(device: str | None) -> Memory:
         return cast("Memory", devices[0])
 
-    monkeypatch.setattr(regions_module, "_attached", attached)
+    monkeypatch.setattr(attaching, "attached", attached)
     return devices
 
 
