@@ -19,7 +19,7 @@ import torch
 from torch.multiprocessing import reductions as _reductions
 
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, UnknownLease, WrongState
-from vrambroker.client import attaching, native, native_sharing
+from vrambroker.client import attaching, discovery, native, native_sharing
 from vrambroker.client.memory import Memory, attached_memories
 from vrambroker.client.native_sharing import Export
 from vrambroker.client.tensors import consumed
@@ -143,11 +143,18 @@ def handle_of(storage: Storage) -> bytes | None:
     if size_bytes == 0:
         return None
     for memory in attached_memories():
-        if memory.torch_device == storage.device:
+        if _is_of(memory, storage.device):
             sent = _send(memory, storage, size_bytes)
             if sent is not None:
                 return Handle(export=sent.export, device=memory.device).packed()
     return None
+
+
+def _is_of(memory: Memory, device: torch.device) -> bool:
+    # Which GPU it is takes a context to know, which a process that sends what is on the CPU may not have.
+    if discovery.is_host(memory.device) or device.type != "cuda":
+        return discovery.is_host(memory.device) and device.type == "cpu"
+    return memory.torch_device == device
 
 
 def _send(memory: Memory, storage: Storage, size_bytes: int) -> _Sent | None:

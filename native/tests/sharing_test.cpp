@@ -198,6 +198,14 @@ TEST(sharing, what_its_sender_describes_wrongly_is_left_out) {
   }
 }
 
+TEST(sharing, what_would_lie_upon_another_behind_it_is_left_out) {
+  Sharing world;
+  world.frames[0] = make_file(2 * FRAME);
+  const Got got = world.receive_both(1, {{8, AT + FRAME, FRAME}, {7, AT, 2 * FRAME}});
+  CHECK_EQ(static_cast<int>(got.status), static_cast<int>(VRB_DEVICE));
+  world.peer.expect<record::EndRead>();
+}
+
 TEST(sharing, what_can_not_be_mapped_is_ended_and_said) {
   Sharing world;
   world.rig.device->maps_until_failure = 1;

@@ -3,7 +3,6 @@
 # torch leaves many of its signatures half typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import base64
 import multiprocessing
 import os
 import pickle
@@ -11,13 +10,13 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from tests.process.conftest import DEADLINE_S, Worker
+from tests.process.traveller import TRAVELLER, pack, unpack
 from vrambroker.client import Memory, NotQuiescent, connect
 from vrambroker.client.discovery import RUN_DIR_VARIABLE
 from vrambroker.client.rpc import Control
@@ -28,59 +27,6 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 
-# Commands: take NUMBER BLOB, sum N, fill N VALUE, drop N, send N, about N, fds, quit.
-TRAVELLER = """
-import base64, gc, pickle
-from multiprocessing.reduction import ForkingPickler
-def pack(what):
-    return base64.b64encode(bytes(ForkingPickler.dumps(what))).decode()
-def unpack(blob):
-    return pickle.loads(base64.b64decode(blob))
-def reach_the_broker():
-    # Its answer comes after it has heard all that was said before.
-    from vrambroker.client import UnknownLease, native_sharing
-    nothing = native_sharing.Export(key=bytes(16), offset_bytes=0, size_bytes=1, read_only=False)
-    try:
-        native_sharing.send_again(memory.native_client(), nothing, timeout_s=10)
-    except UnknownLease:
-        pass
-def obey(held, command, number="", *rest):
-    if command == "take":
-        held[number] = unpack(rest[0])
-        return "taken"
-    if command == "sum":
-        return sum(one.double().sum().item() for one in (held[number] if isinstance(held[number], list) else [held[number]]))
-    if command == "fill":
-        held[number].detach().fill_(float(rest[0]))
-        return "filled"
-    if command == "drop":
-        del held[number]
-        reach_the_broker()
-        return "dropped"
-    if command == "send":
-        return pack(held[number])
-    if command == "about":
-        one = held[number]
-        return [type(one).__name__, list(one.shape), one.stride(), one.storage_offset(), one.requires_grad]
-    if command == "same":
-        return len({one.untyped_storage().data_ptr() for one in held[number]})
-    if command == "pass":
-        for blob in number.split(","):
-            unpack(blob)
-        reach_the_broker()
-        return "passed"
-    if command == "fds":
-        gc.collect()
-        return len(os.listdir("/proc/self/fd"))
-def serve():
-    held = {}
-    while (line := told()) != "quit":
-        try:
-            answer = obey(held, *line.split())
-        except Exception as error:
-            answer = [type(error).__name__, str(error), *getattr(error, "__notes__", ())]
-        tell(answer)
-"""
 ATTACHED = f"""
 {TRAVELLER}
 from vrambroker.client import connect
@@ -97,14 +43,6 @@ import torch
 tell("ready")
 serve()
 """
-
-
-def pack(what: object) -> str:
-    return base64.b64encode(bytes(ForkingPickler.dumps(what))).decode()
-
-
-def unpack(blob: str) -> Any:
-    return pickle.loads(base64.b64decode(blob))
 
 
 @pytest.fixture

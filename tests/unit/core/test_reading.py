@@ -439,6 +439,13 @@ def test_who_receives_can_pass_it_on() -> None:
     assert world.desk.read(world.trainer, 1, "on") == ef.ReadGranted(lease=world.lease, reader=None)
 
 
+def test_who_has_received_nothing_passes_nothing_on() -> None:
+    world = Sharing()
+    world.read()
+    third = world.desk.attach(peer(3), "third")
+    assert isinstance(world.desk.export(third, world.lease, key="on"), UnknownLease)
+
+
 def test_what_can_not_be_exported() -> None:
     world = Sharing()
     stranger = world.desk.attach(peer(3, uid=2, domain=Domain("away")), "stranger")
