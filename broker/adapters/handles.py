@@ -158,6 +158,8 @@ class HandleServer:
                 | records.Resume()
                 | records.Claim()
                 | records.Bye()
+                | records.AskFree()
+                | records.MakeRoom()
                 | records.Export()
                 | records.Unexport()
                 | records.Read()

@@ -252,6 +252,30 @@ class Bye(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskFree(Record):
+    request: int
+
+    TYPE: ClassVar[int] = 8
+    LAYOUT: ClassVar[Layout] = (("request", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeRoom(Record):
+    request: int
+    size_bytes: int
+    lasts_ms: int
+    timeout_ms: int
+
+    TYPE: ClassVar[int] = 9
+    LAYOUT: ClassVar[Layout] = (
+        ("request", "u64"),
+        ("size_bytes", "u64"),
+        ("lasts_ms", "u32"),
+        ("timeout_ms", "u32"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Export(Record):
     request: int
     key: bytes = field(repr=False)
@@ -259,7 +283,7 @@ class Export(Record):
     flags: int
     slots: tuple[ExportSlot, ...]
 
-    TYPE: ClassVar[int] = 8
+    TYPE: ClassVar[int] = 10
     LAYOUT: ClassVar[Layout] = (
         ("request", "u64"),
         ("key", "token"),
@@ -273,7 +297,7 @@ class Export(Record):
 class Unexport(Record):
     request: int
 
-    TYPE: ClassVar[int] = 9
+    TYPE: ClassVar[int] = 11
     LAYOUT: ClassVar[Layout] = (("request", "u64"),)
 
 
@@ -282,7 +306,7 @@ class Read(Record):
     request: int
     key: bytes = field(repr=False)
 
-    TYPE: ClassVar[int] = 10
+    TYPE: ClassVar[int] = 14
     LAYOUT: ClassVar[Layout] = (("request", "u64"), ("key", "token"))
 
 
@@ -291,7 +315,7 @@ class EndRead(Record):
     request: int
     read: int
 
-    TYPE: ClassVar[int] = 11
+    TYPE: ClassVar[int] = 15
     LAYOUT: ClassVar[Layout] = (("request", "u64"), ("read", "u64"))
 
 
@@ -546,10 +570,17 @@ class Done(Record):
     request: int
     lease: int = 0
     claim: int = 0
+    free_bytes: int = 0
     leases: tuple[DoneLease, ...] = field(default_factory=tuple[DoneLease, ...])
 
     TYPE: ClassVar[int] = 80
-    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("lease", "u64"), ("claim", "u64"), ("leases", ListOf(DoneLease)))
+    LAYOUT: ClassVar[Layout] = (
+        ("request", "u64"),
+        ("lease", "u64"),
+        ("claim", "u64"),
+        ("free_bytes", "u64"),
+        ("leases", ListOf(DoneLease)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -571,6 +602,8 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Resume,
     Claim,
     Bye,
+    AskFree,
+    MakeRoom,
     Export,
     Unexport,
     Read,

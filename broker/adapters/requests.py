@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from vrambroker.broker.adapters import records
-from vrambroker.broker.adapters.deadlines import deadline
+from vrambroker.broker.adapters.deadlines import NS_PER_MS, deadline
 from vrambroker.broker.adapters.error_detail import message_of, to_detail
 from vrambroker.broker.adapters.lendings import CONTENTS_OF_WIRE
 from vrambroker.broker.core import events
@@ -12,6 +12,7 @@ from vrambroker.broker.core.effects import (
     BudgetSet,
     Done,
     Entered,
+    Free,
     Held,
     Leased,
     Outcome,
@@ -30,6 +31,8 @@ Request = (
     | records.Resume
     | records.Claim
     | records.Bye
+    | records.AskFree
+    | records.MakeRoom
     | records.Export
     | records.Unexport
     | records.Read
@@ -104,6 +107,16 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
             return events.Claim(call=call, session=session, claim=request.claim)
         case records.Bye():
             return events.Detach(call=call, session=session)
+        case records.AskFree():
+            return events.AskFree(call=call, session=session)
+        case records.MakeRoom():
+            return events.MakeRoom(
+                call=call,
+                size_bytes=request.size_bytes,
+                lasts_ns=request.lasts_ms * NS_PER_MS,
+                wait=request.timeout_ms != 0,
+                deadline=deadline(now, request.timeout_ms),
+            )
         case records.Export():
             return _export(request, session, call)
         case records.Unexport():
@@ -183,6 +196,8 @@ def packet_of_outcome(request: int, outcome: Outcome) -> bytes:
     match outcome:
         case Leased():
             return records.encode(records.Done(request=request, lease=outcome.lease, claim=outcome.claim))
+        case Free():
+            return records.encode(records.Done(request=request, free_bytes=outcome.free_bytes))
         case Resumed():
             return _resumed(request, outcome)
         case ReadGranted():

@@ -63,12 +63,12 @@ class Book {
   Lease *find_lease(uint64_t number);
   Lease *find_lease(const std::string &tag, vrb_contents contents);
   Lease *find_lease_at(const void *address);
-  // Makes the range for a tag and policy; throws Error (DriverFailed) if there are no addresses.
-  Lease &make_lease(const std::string &tag, vrb_contents contents);
+  // Makes the range for a tag and policy, at least so large; throws Error (DriverFailed) if there are no addresses.
+  Lease &make_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes = 0);
   // Gives up the addresses of leases that have nothing there. Once the client has ended: no lease is used afterwards.
   void release_ranges();
   // Reserves as much for one range as there is, down to the least; null if there is less.
-  void *reserve_range(uint64_t &size_bytes);
+  void *reserve_range(uint64_t least_bytes, uint64_t &size_bytes);
   Client &client() { return client_; }
   void set_number(Lease &lease, uint64_t number);
   void forget_number(Lease &lease);

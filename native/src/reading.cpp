@@ -28,7 +28,7 @@ Reader *Reading::reader_for(const record::ReadGrant &grant) {
     return nullptr;
   }
   auto made = std::make_unique<Reader>(Reader{grant.reader, grant.lease, grant.writable != 0});
-  made->base = static_cast<char *>(book_.reserve_range(made->size_bytes));
+  made->base = static_cast<char *>(book_.reserve_range(0, made->size_bytes));
   if (made->base == nullptr) {
     made->size_bytes = 0;
     made->failure = "no addresses are left to map what was received";

@@ -177,7 +177,7 @@ struct Bye {
 };
 
 struct Export {
-  static constexpr uint16_t TYPE = 8;
+  static constexpr uint16_t TYPE = 10;
   static constexpr const char *NAME = "EXPORT";
   uint64_t request;
   Token key;
@@ -191,7 +191,7 @@ struct Export {
 };
 
 struct Unexport {
-  static constexpr uint16_t TYPE = 9;
+  static constexpr uint16_t TYPE = 11;
   static constexpr const char *NAME = "UNEXPORT";
   uint64_t request;
   template <class Self, class Visit>
@@ -201,7 +201,7 @@ struct Unexport {
 };
 
 struct Read {
-  static constexpr uint16_t TYPE = 10;
+  static constexpr uint16_t TYPE = 14;
   static constexpr const char *NAME = "READ";
   uint64_t request;
   Token key;
@@ -212,7 +212,7 @@ struct Read {
 };
 
 struct EndRead {
-  static constexpr uint16_t TYPE = 11;
+  static constexpr uint16_t TYPE = 15;
   static constexpr const char *NAME = "END_READ";
   uint64_t request, read;
   template <class Self, class Visit>
@@ -229,6 +229,27 @@ struct Seal {
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
     v("request", s.request), v("tags", s.tags);
+  }
+};
+
+struct AskFree {
+  static constexpr uint16_t TYPE = 8;
+  static constexpr const char *NAME = "ASK_FREE";
+  uint64_t request;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request);
+  }
+};
+
+struct MakeRoom {
+  static constexpr uint16_t TYPE = 9;
+  static constexpr const char *NAME = "MAKE_ROOM";
+  uint64_t request, size_bytes;
+  uint32_t lasts_ms, timeout_ms;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("size_bytes", s.size_bytes), v("lasts_ms", s.lasts_ms), v("timeout_ms", s.timeout_ms);
   }
 };
 
@@ -479,11 +500,12 @@ struct ExportSettled {
 struct Done {
   static constexpr uint16_t TYPE = 80;
   static constexpr const char *NAME = "DONE";
-  uint64_t request, lease, claim;
+  uint64_t request, lease, claim, free_bytes;
   std::vector<DoneLease> leases;
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
-    v("request", s.request), v("lease", s.lease), v("claim", s.claim), v("leases", s.leases);
+    v("request", s.request), v("lease", s.lease), v("claim", s.claim), v("free_bytes", s.free_bytes);
+    v("leases", s.leases);
   }
 };
 
@@ -503,8 +525,9 @@ struct Error {
 
 using FromClient =
     std::variant<record::Hello, record::Lease, record::Return, record::Pause, record::Resume, record::Claim, record::Bye,
-                 record::Export, record::Unexport, record::Read, record::EndRead, record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy,
-                 record::Copied, record::ReaderClosed, record::Callback>;
+                 record::AskFree, record::MakeRoom, record::Export, record::Unexport, record::Read, record::EndRead, record::Seal,
+                 record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy, record::Copied,
+                 record::ReaderClosed, record::Callback>;
 using FromDaemon =
     std::variant<record::Welcome, record::Grant, record::Arena, record::ArenaGone, record::Recall, record::PauseOrder,
                  record::PauseCancelled, record::LeaseState, record::Draining, record::Copy, record::ReadGrant,

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "client.h"
+#include "client_calls.h"
 #include "status.h"
 
 namespace vrb {

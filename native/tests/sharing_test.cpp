@@ -56,7 +56,7 @@ struct Sharing {
     CHECK_EQ(peer.expect<record::Taken>().batch, batch);
   }
 
-  void done(uint64_t request, uint64_t reader = READER) { peer.send(record::Done{request, LEASE, reader, {}}); }
+  void done(uint64_t request, uint64_t reader = READER) { peer.send(record::Done{request, LEASE, reader, 0, {}}); }
 
   // Receives both frames as one piece, or what they are said to be.
   Got receive_both(uint8_t writable = 1, std::vector<SharedSlot> slots = {{7, AT, FRAME}, {8, AT + FRAME, FRAME}}) {
@@ -75,7 +75,7 @@ struct Sharing {
     CHECK(vrb_end_read(rig.client, got.received.number, nullptr) == VRB_OK);
     const auto ended = peer.expect<record::EndRead>();
     CHECK_EQ(ended.read, got.received.number);
-    peer.send(record::Done{ended.request, 0, 0, {}});
+    peer.send(record::Done{ended.request, 0, 0, 0, {}});
   }
 
   void is_silent() {
