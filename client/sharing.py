@@ -11,6 +11,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
@@ -142,12 +143,22 @@ def handle_of(storage: Storage) -> bytes | None:
     size_bytes = storage.nbytes()
     if size_bytes == 0:
         return None
-    for memory in attached_memories():
+    for memory in _memories_for(storage.device):
         if _is_of(memory, storage.device):
             sent = _send(memory, storage, size_bytes)
             if sent is not None:
                 return Handle(export=sent.export, device=memory.device).packed()
     return None
+
+
+def _memories_for(device: torch.device) -> tuple[Memory, ...]:
+    """Return what this process is attached to; also where that was not this program's doing, but the preload library's."""
+    known = attached_memories()
+    if known or device.type != "cuda" or not native.is_preloaded():
+        return known
+    with suppress(BrokerError):
+        return (attaching.attached(f"cuda:{device.index}"),)
+    return ()
 
 
 def _is_of(memory: Memory, device: torch.device) -> bool:

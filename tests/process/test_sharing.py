@@ -3,9 +3,7 @@
 # torch leaves many of its signatures half typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import multiprocessing
 import os
-import pickle
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,16 +123,29 @@ def test_views_share_one_storage_there_as_well(memory: Memory, rollout: Worker) 
     end(rollout)
 
 
-def test_what_is_no_lease_travels_as_ever(memory: Memory, rollout: Worker) -> None:
-    memory.empty(10, tag="weights").fill_(1)
-    plain = torch.ones(1000)
-    context = multiprocessing.get_context("spawn")
-    assert context is not None
-    reduced = pickle.loads(pickle.dumps(plain))
-    assert torch.equal(reduced, plain)
-    shared = torch.ones(10).share_memory_()
-    assert shared.is_shared()
-    end(rollout)
+def test_what_is_no_lease_travels_as_ever(memory: Memory, start_worker: "StartWorker") -> None:
+    assert memory.empty(10, tag="weights").fill_(1).numel() == 10
+    worker = start_worker("""
+import torch
+import torch.multiprocessing as mp
+import tests.process.queue_child as child
+from vrambroker.client import connect
+memory = connect("rollout")
+leased = memory.empty(10, tag="weights")
+plain = torch.ones(1000)
+context = mp.get_context("spawn")
+there, back = context.Queue(), context.Queue()
+process = context.Process(target=child.add_one, args=(there, back))
+process.start()
+there.put({"weights": plain})
+tell(back.get(timeout=50), plain.mean().item(), plain.is_shared())
+there.put(None)
+process.join(50)
+del leased
+memory.close()
+""")
+    assert worker.hear() == "1.0 2.0 True"
+    worker.end()
 
 
 def test_read_only_memory_is_a_fault_to_write_to(memory: Memory, rollout: Worker) -> None:
