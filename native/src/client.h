@@ -48,7 +48,7 @@ class Client {
   // Frees it once what was given to this stream of the device is done; at a later call if that can't be waited for now.
   void free_after(void *address, void *stream);
 
-  void pause(const std::vector<std::string> &tags, bool release, uint32_t timeout_ms);
+  void pause(const std::vector<std::string> &tags, bool release, bool discard, uint32_t timeout_ms);
   // Returns, per tag, whether its pages are the same as before the pause.
   std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_paused(const std::string &tag);
@@ -110,7 +110,7 @@ class Client {
   template <class Body>
   void when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body);
   void reopen_gates(const std::vector<Tag *> &tags);
-  void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms);
+  void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, bool discard, uint32_t timeout_ms);
   void seal_closed(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms);
   void require_sealable(const std::vector<Tag *> &tags) const;
   void protect(Lock &lock, const std::vector<Tag *> &tags, bool sealed, Clock::time_point deadline);
