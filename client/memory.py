@@ -225,6 +225,15 @@ class Memory:
         self._wake()
         return resumed
 
+    def trim(self, *tags: str) -> None:
+        """Give back what torch caches of these tags' memory (of all of this object's tags, if none are named).
+
+        A pause does so, too. On a GPU that empties torch's other caches as well; on `host` torch caches nothing.
+        Raises `NotQuiescent` while this thread captures a CUDA graph.
+        """
+        if self._torch is not None:
+            self._torch.before_pause(tags or self.tags)
+
     def is_paused(self, tag: str) -> bool:
         """Whether the tag is paused, by whomever. Asks the daemon for nothing. Raises `UnknownTag`."""
         return self._client.is_paused(tag)
