@@ -158,6 +158,25 @@ def test_a_sleep_without_room_on_the_host_is_refused_and_nothing_has_changed(sta
         side.engine.end()
 
 
+def test_a_wake_up_without_room_is_refused_and_can_be_asked_for_again(broker: "RunningBroker") -> None:
+    with ExitStack() as stack:
+        side = Side(broker, stack, VRAMBROKER_TIMEOUT="0")
+        engine = side.engine
+        assert engine.ask("update 6") == "updated"
+        trainer = start_trainer_after_sleep(side, broker, stack, level=1)
+        asleep = side.states()
+        refusal = engine.ask("wake_up")
+        assert refusal.startswith("OutOfDeviceMemory:")
+        assert "trainer/trainer" in refusal
+        assert side.states() == asleep
+        assert engine.ask("state") == "SUSPENDED"
+        assert trainer.ask("offload") == "offloaded"
+        assert engine.ask("wake_up") == "awake"
+        assert engine.ask("generate") == "weights 6"
+        trainer.end()
+        engine.end()
+
+
 def test_verl(broker: "RunningBroker") -> None:
     with ExitStack() as stack:
         side = Side(broker, stack)

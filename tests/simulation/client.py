@@ -335,9 +335,11 @@ class SimClient:
                 slot.expected = self._written if lease.contents is ev.Contents.KEEP else None
 
     def expect_nothing_of(self, tags: tuple[str, ...]) -> None:
-        """Count on nothing that is in these tags now: it is about to be discarded."""
+        """Count on nothing that is in these tags now: it is about to be discarded; also what is sealed, since that may be
+        over by then.
+        """
         for lease in self.leases.values():
-            if lease.tag in tags and not lease.sealed:
+            if lease.tag in tags:
                 for slot in lease.slots.values():
                     slot.expected = None
 
