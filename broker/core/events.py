@@ -157,12 +157,16 @@ class Pause:
 
     `quiet` means that the owner itself asks and has seen to it that nobody uses the memory. Otherwise the session's
     agent is asked to close the tags' gates first, and `deadline` bounds the wait for that. Answered `Paused`.
+
+    With `discard`, which is the owner's alone, contents that would be kept are worth nothing in this pause; those of what is
+    paused already stay.
     """
 
     call: Call
     session: SessionId
     tags: tuple[str, ...]
     release: bool
+    discard: bool
     quiet: bool
     deadline: Instant
 

@@ -102,6 +102,7 @@ def _lease(lease: Lease) -> LeaseView:
         state=lease.state,
         paused=lease.paused,
         sealed=lease.sealed,
+        discarded=lease.discarded,
         takeable=lease.takeable,
         priority=lease.priority,
         since=lease.since,

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WrongState
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument
 from vrambroker.client import discovery, native
-from vrambroker.client.memory import Memory, connect
+from vrambroker.client.memory import Memory
 from vrambroker.client.saver import settings as environment
+from vrambroker.client.saver.attaching import attached
 from vrambroker.client.saver.settings import Settings
-from vrambroker.client.saver.tags import Tags, label_of
+from vrambroker.client.saver.tags import Tags
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +189,7 @@ class Regions:
 
     def _tags_here(self) -> tuple[Memory, Tags]:
         """Return the device that this thread allocates on, attached to."""
-        memory = _attached()
+        memory = attached(_device(), Path(sys.argv[0]).stem or "python")
         with self._lock:
             known = self._tags.get(memory)
             if known is None:
@@ -205,18 +206,6 @@ def _own_memory(memory: Memory) -> Settings | None:
         return None
     settings = environment.beginning(os.environ)
     return settings if settings.interesting else None
-
-
-def _attached() -> Memory:
-    name = label_of(os.environ.get(environment.NAME_VARIABLE) or Path(sys.argv[0]).stem or "python")
-    device = _device()
-    try:
-        return connect(name, device)
-    except WrongState as error:
-        if error.state != "attached":
-            raise
-        # The program has attached itself, under a name of its own.
-        return connect(error.session, device)
 
 
 def _device() -> str | None:

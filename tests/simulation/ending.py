@@ -128,7 +128,13 @@ def _pause_all(world: World, client: SimClient, tags: tuple[str, ...]) -> ef.Out
         world,
         client,
         lambda call: ev.Pause(
-            call=call, session=session, tags=tags, release=True, quiet=True, deadline=Instant(world.now + 10**6)
+            call=call,
+            session=session,
+            tags=tags,
+            release=True,
+            discard=False,
+            quiet=True,
+            deadline=Instant(world.now + 10**6),
         ),
     )
 

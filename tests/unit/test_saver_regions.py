@@ -79,10 +79,12 @@ def current(monkeypatch: pytest.MonkeyPatch) -> list[FakeMemory]:
     """The device that a region is on: the first of these."""
     devices = [FakeMemory()]
 
-    def attached() -> Memory:
+    def attached(device: str | None, name: str) -> Memory:
+        assert device is None
+        assert name
         return cast("Memory", devices[0])
 
-    monkeypatch.setattr(regions_module, "_attached", attached)
+    monkeypatch.setattr(regions_module, "attached", attached)
     return devices
 
 

@@ -249,6 +249,7 @@ class Desk:
         session: SessionId,
         *tags: str,
         release: bool = False,
+        discard: bool = False,
         quiet: bool = True,
         actor: ev.Peer | None = None,
         deadline: Instant = FAR,
@@ -258,6 +259,7 @@ class Desk:
             session=session,
             tags=tags,
             release=release,
+            discard=discard,
             quiet=quiet,
             deadline=deadline,
         )
