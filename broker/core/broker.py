@@ -48,6 +48,7 @@ Report = (
     | ev.CallAbandoned
     | ev.Drain
     | ev.DeadlineReached
+    | ev.Reconfigure
     | ev.Arrived
     | ev.Left
     | ev.Copied
@@ -115,6 +116,7 @@ class Broker:
                 | ev.CallAbandoned()
                 | ev.Drain()
                 | ev.DeadlineReached()
+                | ev.Reconfigure()
                 | ev.Arrived()
                 | ev.Left()
                 | ev.Copied()
@@ -265,6 +267,8 @@ def _report(book: Book, event: Report) -> None:
             _drain(book)
         case ev.DeadlineReached():
             _expire(book)
+        case ev.Reconfigure():
+            outside.reconfigure(book, event)
         case ev.Arrived():
             reports.arrived(book, event)
         case ev.Left():
