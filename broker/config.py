@@ -24,18 +24,23 @@ RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
 _HOST = re.compile(r"host(?::(\d{1,9}))?")
+_NUMBER = re.compile(r"\d{1,4}")
 _CUDA = re.compile(r"cuda(?::\d{1,4})?|(?:GPU|MIG)-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def parse_device(text: str) -> str:
-    """Return a device as `open_place` takes it: `host:N` (`host` is `host:0`), or a GPU; raises `InvalidArgument`."""
+    """Return a device as `open_place` takes it: `host:N` (`host` is `host:0`), or a GPU (a bare number is an index, as in
+    `vrambroker@0`); raises `InvalidArgument`.
+    """
     match = _HOST.fullmatch(text)
     if match is not None:
         return f"host:{int(match[1] or 0)}"
+    if _NUMBER.fullmatch(text) is not None:
+        return f"cuda:{int(text)}"
     if _CUDA.fullmatch(text) is not None:
         return text
     raise InvalidArgument(
-        message=f"device {text!r} is not host, host:N, cuda, cuda:N or a GPU's UUID", argument="device"
+        message=f"device {text!r} is not host, host:N, cuda, cuda:N, N or a GPU's UUID", argument="device"
     )
 
 
@@ -223,3 +228,11 @@ def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -
             argument=argument,
         )
     return size_bytes - size_bytes % grain_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reread:
+    """A configuration read again by a running daemon. `left`: what was changed and can't be without a restart."""
+
+    config: Config
+    left: tuple[str, ...]

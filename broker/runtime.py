@@ -78,6 +78,7 @@ class Runtime:
 
     def __init__(self, *, core: Core, clock: Clock, on_bug: Callable[[Bug], None]) -> None:
         self._core = core
+        self._handled = 0
         self._clock = clock
         self._on_bug = on_bug
         self._loop = asyncio.get_running_loop()
@@ -127,6 +128,12 @@ class Runtime:
         else:
             self._loop.call_soon_threadsafe(self.submit, event)
 
+    def pulse(self) -> bool:
+        """Have the core handle an event that means nothing, and tell whether it has: then nothing is stuck here."""
+        handled = self._handled
+        self.submit(DeadlineReached())
+        return self._handled > handled
+
     def broken(self, error: BaseException, event: Event | None = None) -> None:
         """Stop for good, because of something that is no expected error."""
         if not self._stopped:
@@ -145,6 +152,7 @@ class Runtime:
                 self._drawn = None
                 for effect in self._core.handle(event, self._clock.now()):
                     perform(effect, world)
+                self._handled += 1
             event = None
             self._arm()
         except Exception as error:  # noqa: BLE001  the daemon's outermost frame: nothing above it knows the event

@@ -1,0 +1,43 @@
+"""The commands of whoever runs a daemon, rather than uses one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrambroker.broker.core.limits import Eager
+from vrambroker.broker.options import OPTIONS
+from vrambroker.broker.reporting import reported
+
+
+def serve(
+    device: Annotated[str | None, typer.Option(help=OPTIONS["device"])] = None,
+    capacity: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["capacity"])] = None,
+    host_budget: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["host_budget"])] = None,
+    spill_dir: Annotated[Path | None, typer.Option(metavar="DIR", help=OPTIONS["spill_dir"])] = None,
+    spill_budget: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["spill_budget"])] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help=OPTIONS["plan"])] = None,
+    keep_free: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["keep_free"])] = None,
+    outside_per_session: Annotated[
+        str | None, typer.Option(metavar="SIZE", help=OPTIONS["outside_per_session"])
+    ] = None,
+    eager: Annotated[Eager | None, typer.Option(help=OPTIONS["eager"])] = None,
+    copy_ahead: Annotated[str | None, typer.Option(metavar="TIME|off", help=OPTIONS["copy_ahead"])] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help=OPTIONS["run_dir"])] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file in TOML with any of these (or VRAMBROKER_CONFIG).")
+    ] = None,
+) -> None:
+    """Run the daemon of one device until SIGTERM; SIGHUP has it read its file and its plan again.
+
+    Each option may be in the file and the environment (VRAMBROKER_HOST_BUDGET) as well; the command line goes first, then
+    the environment.
+    """
+    said = {name: value for name, value in locals().items() if name != "config"}
+    from vrambroker.broker.daemon import serve as serve_device
+    from vrambroker.broker.settings import Rereading, Sources, config_of
+
+    with reported():
+        sources = Sources.of(said, config)
+        settings = sources.read()
+        serve_device(config_of(settings), Rereading(sources, settings))
