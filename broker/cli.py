@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(service_cli.serve)
+app.command("install-systemd")(service_cli.install_systemd)
 
 Device = Annotated[
     str | None,

@@ -41,3 +41,26 @@ def serve(
         sources = Sources.of(said, config)
         settings = sources.read()
         serve_device(config_of(settings), Rereading(sources, settings))
+
+
+def install_systemd(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files instead.")] = False,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For a package: write them under DIR, in usr/lib.")
+    ] = None,
+    command: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where `broker` will be; where this one is, unless given.")
+    ] = None,
+) -> None:
+    """Write systemd's files for a daemon of each GPU (vrambroker@0), and print what to do next."""
+    from vrambroker.broker import systemd
+
+    with reported():
+        files = systemd.service_files(command, root)
+        if dry_run:
+            print("\n".join(f"# {file.path}\n{file.text}" for file in files), end="")  # noqa: T201
+            return
+        for path in systemd.install(files):
+            print(path)  # noqa: T201
+        if root is None:
+            print(f"\n{systemd.next_steps()}")  # noqa: T201
