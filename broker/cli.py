@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(service_cli.serve)
 app.command("install-systemd")(service_cli.install_systemd)
+app.command()(service_cli.doctor)
 
 Device = Annotated[
     str | None,

@@ -1,5 +1,7 @@
 """The commands of whoever runs a daemon, rather than uses one."""
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +9,7 @@ import typer
 
 from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.options import OPTIONS
-from vrambroker.broker.reporting import reported
+from vrambroker.broker.reporting import one_line, reported
 
 
 def serve(
@@ -64,3 +66,24 @@ def install_systemd(
             print(path)  # noqa: T201
         if root is None:
             print(f"\n{systemd.next_steps()}")  # noqa: T201
+
+
+def doctor(
+    device: Annotated[str | None, typer.Option(help="Only this one; else every device that has a daemon.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the sockets are.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for a warning as well.")] = False,
+) -> None:
+    """Look at what a daemon and its workers need of this node, and name what mends the rest; exit code 1 if it fails."""
+    from vrambroker.broker.doctor.examine import examine
+    from vrambroker.broker.doctor.finding import is_bad
+    from vrambroker.broker.doctor.view import findings_json, findings_text
+
+    if run_dir is not None:
+        os.environ["VRAMBROKER_RUN_DIR"] = str(run_dir)
+    with reported():
+        findings = examine(device)
+        text = json.dumps(findings_json(findings), indent=2) if as_json else findings_text(findings)
+        print(one_line(text, "\n"))  # noqa: T201
+    if is_bad(findings, strict=strict):
+        raise typer.Exit(1)
