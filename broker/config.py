@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
+from vrambroker.broker.adapters.metrics.address import MetricsAddress
 from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import GIB, MIB, Eager
@@ -121,6 +122,7 @@ class Config:
     spill: SpillConfig | None = None
     outside: OutsideRules = OutsideRules()
     copy_ahead_ns: int | None = None
+    metrics: MetricsAddress | None = None
 
     @property
     def device(self) -> str:
@@ -139,6 +141,7 @@ class Config:
         spill_budget: str | None = None,
         outside: OutsideRules = OutsideRules(),
         copy_ahead: str | None = None,
+        metrics: MetricsAddress | None = None,
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -162,6 +165,7 @@ class Config:
             spill=_spill(spill_dir, spill_budget, sizes_bytes, budget_bytes),
             outside=rules,
             copy_ahead_ns=place.copy_ahead_ns if copy_ahead is None else _duration_or_off(copy_ahead),
+            metrics=metrics,
         )
 
 

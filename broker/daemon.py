@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,6 +29,11 @@ from vrambroker.broker.adapters.handles import Greeting, HandleServer
 from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.messages import Here, status_of
+from vrambroker.broker.adapters.metrics.address import listener, remove
+from vrambroker.broker.adapters.metrics.metered_core import MeteredCore
+from vrambroker.broker.adapters.metrics.page import Given, Page
+from vrambroker.broker.adapters.metrics.server import MetricsServer
+from vrambroker.broker.adapters.metrics.tally import Tally
 from vrambroker.broker.adapters.notify import notify
 from vrambroker.broker.adapters.outside_meter import OutsideMeter
 from vrambroker.broker.adapters.roster import Roster
@@ -46,7 +52,7 @@ from vrambroker.broker.core.ids import Domain, RequestId
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.snapshot import Snapshot
-from vrambroker.broker.ports import Deliver, Frames, Spill
+from vrambroker.broker.ports import Core, Deliver, Frames, Spill
 from vrambroker.broker.runtime import Bug, Runtime, World
 from vrambroker.broker.version import VERSION
 from vrambroker.v1 import broker_pb2 as v1
@@ -74,8 +80,10 @@ def serve(config: Config, reload: Reload | None = None) -> None:
         stack.callback(lock.close)
         folder = DeviceFolder(config.run_dir, config.device)
         stack.callback(folder.remove)
-        file = _open_spill_file(config, stack)
-        bug = uvloop.run(_Daemon(config, folder, lock, file, reload).run())
+        opened = _Opened(
+            folder=folder, lock=lock, spill_file=_open_spill_file(config, stack), metrics=_listen(config, stack)
+        )
+        bug = uvloop.run(_Daemon(config, opened, reload).run())
     if bug is not None:
         raise SystemExit(1)
 
@@ -88,6 +96,16 @@ def _open_spill_file(config: Config, stack: ExitStack) -> SpillFile | None:
     stack.callback(file.close)
     log.info("up to %d bytes are spilled to %s", config.spill.budget_bytes, config.spill.folder)
     return file
+
+
+def _listen(config: Config, stack: ExitStack) -> socket.socket | None:
+    """Return where metrics are told, until the stack is closed; None if that is not wanted."""
+    if config.metrics is None:
+        return None
+    made = listener(config.metrics)
+    stack.callback(remove, config.metrics)
+    stack.callback(made.close)
+    return made
 
 
 def _raise_fd_limit() -> None:
@@ -106,6 +124,7 @@ class _Parts:
     runtime: Runtime
     meter: OutsideMeter
     watchdog: Watchdog | None
+    metrics: MetricsServer | None
     frames: Frames
     arena: HostArena
     spill: Spill
@@ -113,22 +132,27 @@ class _Parts:
     history: History
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What is had before there is a loop, and given up after it; `metrics` is a listening socket."""
+
+    folder: DeviceFolder
+    lock: DeviceLock
+    spill_file: SpillFile | None
+    metrics: socket.socket | None
+
+
 class _Daemon:
-    def __init__(
-        self,
-        config: Config,
-        folder: DeviceFolder,
-        lock: DeviceLock,
-        spill_file: SpillFile | None,
-        reload: Reload | None,
-    ) -> None:
+    def __init__(self, config: Config, opened: _Opened, reload: Reload | None) -> None:
         self._config = config
         self._reload = reload
         self._reloads = 0
-        self._status_line = StatusLine(device=config.device, capacity_bytes=config.capacity_bytes)
-        self._spill_file = spill_file
-        self._folder = folder
-        self._lock = lock
+        self._tally = Tally(capacity_bytes=config.capacity_bytes)
+        self._status_line = StatusLine(self._tally, device=config.device, capacity_bytes=config.capacity_bytes)
+        self._spill_file = opened.spill_file
+        self._folder = opened.folder
+        self._lock = opened.lock
+        self._metrics = opened.metrics
         self._reserve = FdReserve()
         self._version = VERSION
         self._stop = asyncio.Event()
@@ -146,6 +170,8 @@ class _Daemon:
         loop.add_reader(self._lock.fileno(), self._answer_lock)
         try:
             await parts.rpc.start(self._folder.rpc, self._folder.admit)
+            if parts.metrics is not None:
+                await parts.metrics.start()
             log.info("serving %s in %s", self._config.device, self._folder.path)
             notify("READY=1")
             self._status_line.start()
@@ -176,7 +202,8 @@ class _Daemon:
             eager=config.outside.eager,
             copy_ahead_ns=config.copy_ahead_ns,
         )
-        runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
+        core = Broker(limits) if self._metrics is None else MeteredCore(Broker(limits))
+        runtime = Runtime(core=core, clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)
         arena = HostArena(deliver=runtime.deliver)
         spill = self._spill(runtime.deliver, arena)
@@ -217,7 +244,7 @@ class _Daemon:
         meter = OutsideMeter(
             read=frames.foreign_bytes, deliver=runtime.deliver, step_bytes=config.place.frame_sizes_bytes[0]
         )
-        observers = (history, journal, self._status_line)
+        observers = (history, journal, self._tally, self._status_line)
         period_s = watchdog_period_s()
         runtime.start(World(frames=frames, arena=arena, spill=spill, peers=workers, answers=calls, observers=observers))
         if limits.device_bytes is not None:
@@ -230,6 +257,7 @@ class _Daemon:
             roster=roster,
             runtime=runtime,
             meter=meter,
+            metrics=self._metrics_server(core, frames, clock),
             watchdog=None if period_s is None else Watchdog(period_s=period_s, pulse=runtime.pulse),
             frames=frames,
             arena=arena,
@@ -237,6 +265,21 @@ class _Daemon:
             calls=calls,
             history=history,
         )
+
+    def _metrics_server(self, core: Core, frames: Frames, clock: MonotonicClock) -> MetricsServer | None:
+        if self._metrics is None or not isinstance(core, MeteredCore):
+            return None
+        config = self._config
+        given = Given(
+            device=config.device,
+            version=self._version,
+            capacity_bytes=config.capacity_bytes,
+            host_budget_bytes=config.host_budget_bytes,
+            spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
+            outside_bytes=frames.foreign_bytes,
+            now=clock.now,
+        )
+        return MetricsServer(self._metrics, Page(given, self._tally, core).text)
 
     def _spill(self, deliver: Deliver, arena: HostArena) -> Spill:
         if self._spill_file is None:
@@ -292,6 +335,8 @@ class _Daemon:
         await parts.rpc.stop(STOP_GRACE_S)
         parts.runtime.stop()
         parts.meter.close()
+        if parts.metrics is not None:
+            parts.metrics.close()
         if parts.watchdog is not None:
             parts.watchdog.close()
         parts.handles.close()

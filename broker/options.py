@@ -18,6 +18,8 @@ OPTIONS: Final[dict[str, str]] = {
     "copy_ahead": (
         "How long kept memory is idle before it is copied out while the link is idle; 200ms on a GPU, else off."
     ),
+    "metrics": "Where to tell numbers for Prometheus: unix:PATH, or a port of the loopback such as 127.0.0.1:9464.",
+    "metrics_anywhere": "Let metrics be told at an address that other machines can reach.",
     "run_dir": "Where the sockets are (VRAMBROKER_RUN_DIR, else /run/vrambroker).",
 }
 """By the name that an option has in a file; on the command line it has dashes, in the environment a prefix."""

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from vrambroker.broker.core.effects import (
     CloseConnection,
@@ -40,17 +40,9 @@ from vrambroker.broker.core.effects import (
 from vrambroker.broker.core.events import DeadlineReached, Event
 from vrambroker.broker.core.ids import Instant
 from vrambroker.broker.core.snapshot import Snapshot
-from vrambroker.broker.ports import Answers, Arena, Clock, Frames, Observer, Peers, Spill
+from vrambroker.broker.ports import Answers, Arena, Clock, Core, Frames, Observer, Peers, Spill
 
 NS_PER_S = 1_000_000_000
-
-
-class Core(Protocol):
-    """The pure broker, as `broker/core/broker.py` implements it."""
-
-    def handle(self, event: Event, now: Instant) -> list[Effect]: ...
-    def next_deadline(self) -> Instant | None: ...
-    def snapshot(self) -> Snapshot: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,10 @@ def serve(
     ] = None,
     eager: Annotated[Eager | None, typer.Option(help=OPTIONS["eager"])] = None,
     copy_ahead: Annotated[str | None, typer.Option(metavar="TIME|off", help=OPTIONS["copy_ahead"])] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="ADDRESS", help=OPTIONS["metrics"])] = None,
+    metrics_anywhere: Annotated[
+        bool | None, typer.Option("--metrics-anywhere", help=OPTIONS["metrics_anywhere"])
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help=OPTIONS["run_dir"])] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file in TOML with any of these (or VRAMBROKER_CONFIG).")

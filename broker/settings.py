@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from vrambroker.broker.adapters.metrics.address import MetricsAddress, parse_metrics_address, require_allowed
 from vrambroker.broker.config import Config, OutsideRules, Reread, parse_device
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import Eager
@@ -98,6 +99,8 @@ class Settings(BaseSettings):
     outside_per_session: Size = Field("4GiB", description=OPTIONS["outside_per_session"])
     eager: Eager = Field(Eager.AUTO, description=OPTIONS["eager"])
     copy_ahead: DurationOrOff | None = Field(None, description=OPTIONS["copy_ahead"])
+    metrics: Annotated[str, _sound(parse_metrics_address)] | None = Field(None, description=OPTIONS["metrics"])
+    metrics_anywhere: bool = Field(False, description=OPTIONS["metrics_anywhere"])
     run_dir: Path | None = Field(None, description=OPTIONS["run_dir"])
 
 
@@ -204,6 +207,7 @@ def config_of(settings: Settings) -> Config:
         spill_budget=settings.spill_budget,
         outside=_outside(settings),
         copy_ahead=settings.copy_ahead,
+        metrics=_metrics(settings),
     )
 
 
@@ -238,6 +242,14 @@ class Rereading:
 
 def _phases(settings: Settings) -> PhasePlan | None:
     return None if settings.plan is None else read_plan_file(settings.plan).phases
+
+
+def _metrics(settings: Settings) -> MetricsAddress | None:
+    if settings.metrics is None:
+        return None
+    address = parse_metrics_address(settings.metrics)
+    require_allowed(address, anywhere=settings.metrics_anywhere)
+    return address
 
 
 def _outside(settings: Settings) -> OutsideRules:

@@ -5,48 +5,48 @@ Added up from the event stream, since to draw a snapshot takes as long as there 
 
 import asyncio
 
+from vrambroker.broker.adapters.metrics.tally import Tally
 from vrambroker.broker.adapters.notify import notify
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.sizes import size_text
 
 PERIOD_S = 1.0
+TELLING = frozenset(
+    {
+        Kind.DEVICE_CHANGED,
+        Kind.SESSION_ATTACHED,
+        Kind.SESSION_ENDED,
+        Kind.TICKET_QUEUED,
+        Kind.TICKET_ADMITTED,
+        Kind.TICKET_REFUSED,
+    }
+)
 
 
 class StatusLine:
-    """An `Observer`. Once started, it tells of a change after a second at most. Ownership: `close` ends it."""
+    """An `Observer` that comes after its tally. Once started, it tells of a change after a second at most.
 
-    def __init__(self, *, device: str, capacity_bytes: int) -> None:
+    Ownership: `close` ends it.
+    """
+
+    def __init__(self, tally: Tally, *, device: str, capacity_bytes: int) -> None:
+        self._tally = tally
         self._device = device
         self._capacity_bytes = capacity_bytes
-        self._lent_bytes = 0
-        self._sessions: set[str] = set()
-        self._waiting: set[int] = set()
         self._told = ""
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
 
     def published(self, line: Publish) -> None:
-        match line.kind:
-            case Kind.DEVICE_CHANGED:
-                self._lent_bytes = line.lent_bytes
-            case Kind.SESSION_ATTACHED:
-                self._sessions.add(line.session)
-            case Kind.SESSION_ENDED:
-                self._sessions.discard(line.session)
-            case Kind.TICKET_QUEUED:
-                self._waiting.add(line.ticket)
-            case Kind.TICKET_ADMITTED | Kind.TICKET_REFUSED | Kind.TICKET_DONE:
-                self._waiting.discard(line.ticket)
-            case _:
-                return
-        if self._started and self._timer is None:
+        if self._started and self._timer is None and line.kind in TELLING:
             self._timer = asyncio.get_running_loop().call_later(PERIOD_S, self._tell)
 
     def text(self) -> str:
         """Return the line."""
-        lent = f"{size_text(self._lent_bytes)} of {size_text(self._capacity_bytes)} lent"
-        waiting = f", {len(self._waiting)} waiting" if self._waiting else ""
-        sessions = f"{len(self._sessions)} session{'' if len(self._sessions) == 1 else 's'}"
+        lent = f"{size_text(self._tally.lent_bytes)} of {size_text(self._capacity_bytes)} lent"
+        waiting = f", {self._tally.waiting} waiting" if self._tally.waiting else ""
+        count = len(self._tally.sessions)
+        sessions = f"{count} session{'' if count == 1 else 's'}"
         return f"{self._device}: {lent}, {sessions}{waiting}"
 
     def start(self) -> None:
