@@ -387,7 +387,7 @@ def run(
     command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="The program, with its arguments.")],
     name: Annotated[str | None, typer.Option(help="The session's name; the program's own, if not given.")] = None,
     tag: Annotated[
-        str | None, typer.Option(help="Lease all that torch allocates, in the thread that imports it, under this tag.")
+        str | None, typer.Option(help="Lease all that the program allocates on the device under this tag.")
     ] = None,
     contents: Annotated[
         RunContents | None, typer.Option(help="What contents are worth across a pause; keep, unless said.")

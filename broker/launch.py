@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from vrambroker.client.discovery import DEVICE_VARIABLE, RUN_DIR_VARIABLE, Endpoint
+from vrambroker.client.native import preload_path
 from vrambroker.client.saver import SHIM_FOLDER, STARTUP_FOLDER
 from vrambroker.client.saver.settings import CONTENTS_VARIABLE, NAME_VARIABLE, TAG_VARIABLE
 
@@ -44,7 +45,14 @@ def environment_for(wishes: Wishes, endpoints: tuple[Endpoint, ...], before: Map
     already = [folder for folder in before.get("PYTHONPATH", "").split(os.pathsep) if folder]
     ours = [str(folder) for folder in folders if str(folder) not in already]
     found["PYTHONPATH"] = os.pathsep.join([*ours, *already])
+    found["LD_PRELOAD"] = _in_front(preload_path(), before.get("LD_PRELOAD", ""))
     return found
+
+
+def _in_front(library: str, already: str) -> str:
+    """Return the libraries to preload, this one first; the loader takes colons and spaces between them."""
+    libraries = already.replace(":", " ").split()
+    return ":".join([library, *(one for one in libraries if one != library)])
 
 
 def become(command: list[str], environment: Mapping[str, str]) -> NoReturn:

@@ -43,6 +43,9 @@ class _Tensors(Protocol):
     def region(self, lease: native.Lease, *, timeout_s: float) -> AbstractContextManager[None]: ...
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> "Allocate": ...
     def graph_pool(self, lease: native.Lease) -> tuple[int, int]: ...
+    def unleased(self) -> AbstractContextManager[None]: ...
+    def fall_asleep(self) -> None: ...
+    def wake(self) -> None: ...
     def before_pause(self, tags: tuple[str, ...]) -> None: ...
     def before_seal(self, tags: tuple[str, ...]) -> None: ...
     def wait_for_work(self) -> None: ...
@@ -102,8 +105,15 @@ class Memory:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags used so far through this object, in order of first use."""
-        return tuple(dict.fromkeys(tag for tag, _ in tuple(self._leases)))
+        """The tags used so far through this object, in order of first use; and those of the process's own memory."""
+        return tuple(dict.fromkeys([*(tag for tag, _ in tuple(self._leases)), *self.process_tags]))
+
+    @property
+    def process_tags(self) -> tuple[str, ...]:
+        """The tags of the process's own memory, that is of what it allocates outside of regions where `broker run --tag`
+        has started it. A new one is taken while all of them are paused.
+        """
+        return self._client.process_tags() if native.is_preloaded() else ()
 
     def empty(
         self,
@@ -199,9 +209,8 @@ class Memory:
         """
         named = tags or self.tags
         if named:
-            if self._torch is not None:
-                self._torch.before_pause(named)
-            self._client.pause(named, release=release, timeout_s=timeout)
+            with self._at_rest(named):
+                self._client.pause(named, release=release, timeout_s=timeout)
 
     def resume(self, *tags: str, timeout: float = TIMEOUT_S) -> dict[str, bool]:
         """Bring these tags back, all or none (all of this object's tags, if none are named; at most 256 a call).
@@ -211,7 +220,9 @@ class Memory:
         Raises `OutOfDeviceMemory` or `WaitExpired`, with the holders, and `UnknownTag`.
         """
         named = tags or self.tags
-        return self._client.resume(named, timeout_s=timeout) if named else {}
+        resumed = self._client.resume(named, timeout_s=timeout) if named else {}
+        self._wake()
+        return resumed
 
     def is_paused(self, tag: str) -> bool:
         """Whether the tag is paused, by whomever. Asks the daemon for nothing. Raises `UnknownTag`."""
@@ -220,6 +231,10 @@ class Memory:
     def allocated_bytes(self, tag: str) -> int:
         """Return what is allocated under a tag, paused or not; on a GPU with what torch caches of it. Raises `UnknownTag`."""
         return self._client.allocated_bytes(tag)
+
+    def unleased(self) -> AbstractContextManager[None]:
+        """Return a block in which nothing that this thread allocates is leased, also where the process's own memory is."""
+        return self._tensors().unleased()
 
     def read_paused(
         self, tensor: "torch.Tensor", *, zero_copy: bool = False, timeout: float = TIMEOUT_S
@@ -344,19 +359,37 @@ class Memory:
         for some in _batches(tuple(resumed)):
             # The answer may come before the agent has heard of it.
             self._client.resume(some, timeout_s=timeout)
+        self._wake()
         return resumed
+
+    @contextmanager
+    def _at_rest(self, tags: tuple[str, ...]) -> Generator[None]:
+        """Have torch hand out nothing of these tags; if they are not paused in the block after all, it may again."""
+        if self._torch is not None:
+            self._torch.before_pause(tags)
+        if not set(tags).isdisjoint(self.process_tags):
+            self._tensors().fall_asleep()
+        try:
+            yield
+        finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the process allocate in its own memory again, once none of it is paused."""
+        if self._torch is not None and not any(self._client.is_paused(tag) for tag in self.process_tags):
+            self._torch.wake()
 
     def _stand_aside(self, phase: str, timeout: float, paused: list[str]) -> None:
         """Pause this process's own tags that leave: nobody else knows when a session without scopes is quiet. What is in
         a scope is left to the broker, which waits for it.
         """
         leaving = self._control.status().leaving(self.name, phase)
-        if leaving and self._torch is not None:
-            self._torch.before_pause(leaving)
-        for tag in leaving:
-            with suppress(NotQuiescent):
-                self._client.pause((tag,), release=False, timeout_s=timeout)
-                paused.append(tag)
+        if leaving:
+            with self._at_rest(leaving):
+                for tag in leaving:
+                    with suppress(NotQuiescent):
+                        self._client.pause((tag,), release=False, timeout_s=timeout)
+                        paused.append(tag)
 
     def _come_back(self, tags: list[str], timeout: float, error: BrokerError) -> None:
         for some in _batches(tuple(tags)):
@@ -576,6 +609,9 @@ def _open_client(endpoint: discovery.Endpoint, name: str, timeout_s: float) -> n
 
     # A library that is not there is another matter than a daemon that is not, and says so by itself.
     native.library()
+    before = native.Client.attached(str(endpoint.handle_socket)) if native.is_preloaded() else None
+    if before is not None and not before.is_lost(timeout_s=timeout_s):
+        return before
     try:
         return native.Client(
             socket_path=str(endpoint.handle_socket),

@@ -20,6 +20,8 @@ from vrambroker.broker.core import errors
 
 ABI_VERSION = 1
 DETAIL_BYTES_MAX = 8192
+# As many tags as a call may name, each as long as it may be.
+PROCESS_TAGS_BYTES_MAX = 256 * 65
 _U32_MAX = (1 << 32) - 1
 _LABEL = re.compile(r"[A-Za-z0-9_.:@+-]{1,64}")
 
@@ -206,6 +208,9 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_parked_tensor": (c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
     "vrb_torch_hook": (c_void_p, POINTER(c_uint32), POINTER(_Error)),
     "vrb_torch_last_error": (POINTER(_Error),),
+    "vrb_attached": (c_char_p, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_process_tags": (c_void_p, c_char_p, c_size_t, POINTER(_Error)),
+    "vrb_thread_leases": (c_int,),
 }
 
 
@@ -302,6 +307,23 @@ class Client:
             byref(error),
         )
         _raise_unless_ok(status, error)
+
+    @classmethod
+    def attached(cls, socket_path: str) -> "Client | None":
+        """Return the client by which this process is attached to a daemon already: the preload library comes before Python."""
+        found = cls.__new__(cls)
+        found._library = library()
+        found._handle = c_void_p()
+        error = _Error()
+        status = found._library.vrb_attached(os.fsencode(socket_path), byref(found._handle), byref(error))
+        _raise_unless_ok(status, error)
+        return found if found._handle else None
+
+    def process_tags(self) -> tuple[str, ...]:
+        """Return the tags of the process's own memory; none where it leases none."""
+        names = ctypes.create_string_buffer(PROCESS_TAGS_BYTES_MAX)
+        self._call("vrb_process_tags", names, len(names))
+        return tuple(names.value.decode().split())
 
     def close(self) -> None:
         self._call("vrb_close")
@@ -485,6 +507,22 @@ class Lease:
         hook = c_uint32()
         _raise_unless_ok(self._library.vrb_torch_hook(self._handle, byref(hook), byref(error)), error)
         return hook.value
+
+
+def thread_leases(lease: bool) -> bool:
+    """Have this thread's share of the process's own memory leased from now on, or not; returns what was so before."""
+    return bool(library().vrb_thread_leases(int(lease)))
+
+
+@cache
+def is_preloaded() -> bool:
+    """Whether the library that stands in front of CUDA's runtime was loaded when this process began."""
+    return hasattr(ctypes.CDLL(None), "vrb_preload_understands")
+
+
+def preload_path() -> str:
+    """Return where the library for LD_PRELOAD lies; nothing says that it is there."""
+    return library_path().replace("libvrambroker.so", "libvrambroker_preload.so")
 
 
 def torch_last_error() -> errors.BrokerError | None:

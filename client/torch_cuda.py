@@ -13,13 +13,15 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 
 import torch
 from torch.cuda.memory import (  # type: ignore[attr-defined]  # torch's
     CUDAPluggableAllocator,
     MemPool,
+    _cuda_beginAllocateToPool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    _cuda_endAllocateToPool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     _cuda_releasePool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 )
 
@@ -66,9 +68,12 @@ class CudaTensors:
         self._lock = threading.Lock()
         # The regions of each thread, outermost first.
         self._around = threading.local()
-        self._idle: dict[native.Lease, list[MemPool]] = {}
-        self._entered: dict[native.Lease, int] = {}
+        # No lease stands for memory that is not leased, where the process's own is.
+        self._idle: dict[native.Lease | None, list[MemPool]] = {}
+        self._entered: dict[native.Lease | None, int] = {}
         self._graph_pools: dict[native.Lease, MemPool] = {}
+        # Where all threads allocate while the process's own memory is paused.
+        self._asleep: MemPool | None = None
         # What was cached still when torch had emptied its caches: it won't go by doing that again.
         self._stuck_bytes = 0
 
@@ -83,6 +88,44 @@ class CudaTensors:
         self._make_room()
         with self._inside(lease):
             yield
+
+    @contextmanager
+    def unleased(self) -> Generator[None]:
+        """Have this thread's allocations on this GPU be torch's own, where the process leases its own memory."""
+        before = native.thread_leases(False)
+        try:
+            with self._inside(None):
+                yield
+        finally:
+            native.thread_leases(before)
+
+    def fall_asleep(self) -> None:
+        """Have every thread allocate elsewhere than in the process's own memory, which is about to be paused.
+
+        torch gives back what it caches there; what it keeps of it, between tensors that are alive, it hands out to nobody
+        before `wake`. Raises `NotQuiescent` if a region is open: its thread would allocate elsewhere, too.
+        """
+        with self._lock:
+            if any(self._entered.values()):
+                raise NotQuiescent(
+                    message="a region is open: leave it before the process's own memory is paused", scope="region"
+                )
+            before, self._asleep = self._asleep, self._make_pool(None)
+            _cuda_beginAllocateToPool(self._index, self._asleep.id)
+            self._end(before)
+        torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Have every thread allocate where it did before `fall_asleep`; once more is no error."""
+        with self._lock:
+            before, self._asleep = self._asleep, None
+            self._end(before)
+
+    def _end(self, pool: MemPool | None) -> None:
+        if pool is not None:
+            _cuda_endAllocateToPool(self._index, pool.id)
+            _cuda_releasePool(self._index, pool.id)
+            self._let_go([pool])
 
     def allocator(self, lease: native.Lease, *, timeout_s: float) -> Allocate:
         """Return what makes storages in the lease, for `empty` and `place`."""
@@ -119,7 +162,9 @@ class CudaTensors:
             raise NotQuiescent(message="a CUDA graph is being captured: pause before or after it", scope="capture")
         self._stuck_bytes = 0
         with self._lock:
-            idle = [pool for lease in tuple(self._idle) if lease.tag in tags for pool in self._idle.pop(lease)]
+            idle = [
+                pool for lease in tuple(self._idle) if lease and lease.tag in tags for pool in self._idle.pop(lease)
+            ]
         try:
             self._let_go(idle)
         except RuntimeError as error:
@@ -129,7 +174,7 @@ class CudaTensors:
         """Have no pool left that would hand out or write to memory of these tags. Raises `WrongState` for one that would."""
         self.before_pause(tags)
         with self._lock:
-            regions = {lease.tag: "a region is open on it" for lease, users in self._entered.items() if users}
+            regions = {lease.tag: "a region is open on it" for lease, users in self._entered.items() if lease and users}
             graphs = {lease.tag: "memory of CUDA graphs is under it" for lease in self._graph_pools}
         for tag, why in (graphs | regions).items():
             if tag in tags:
@@ -166,25 +211,25 @@ class CudaTensors:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _inside(self, lease: native.Lease) -> Generator[None]:
-        around: list[native.Lease] = self._around.__dict__.setdefault("leases", [])
+    def _inside(self, lease: native.Lease | None) -> Generator[None]:
+        around: list[native.Lease | None] = self._around.__dict__.setdefault("leases", [])
         if any(outer is not lease for outer in around) and torch_release() < NESTING_RELEASE:
             raise WrongState(
                 message=f"regions of two tags nest on a GPU from torch 2.11 on, and this is {torch.__version__}: "
                 "it may lease what is allocated under the outer tag",
-                tag=lease.tag,
+                tag=lease.tag if lease else "",
                 state="nested",
             )
         pool = self._take(lease)
         around.append(lease)
         try:
-            with torch.cuda.use_mem_pool(pool, device=self._index), told_why():
+            with torch.cuda.use_mem_pool(pool, device=self._index), told_why() if lease else nullcontext():
                 yield
         finally:
             around.pop()
             self._put_back(lease, pool)
 
-    def _put_back(self, lease: native.Lease, pool: MemPool) -> None:
+    def _put_back(self, lease: native.Lease | None, pool: MemPool) -> None:
         with self._lock:
             self._entered[lease] -= 1
             if not self._closed:
@@ -192,18 +237,18 @@ class CudaTensors:
                 return
         self._let_go([pool])
 
-    def _take(self, lease: native.Lease) -> MemPool:
+    def _take(self, lease: native.Lease | None) -> MemPool:
         with self._lock:
             idle = self._idle.get(lease)
             pool = idle.pop() if idle else self._make_pool(lease)
             self._entered[lease] = self._entered.get(lease, 0) + 1
             return pool
 
-    def _make_pool(self, lease: native.Lease) -> MemPool:
-        allocator = _allocator_of(lease.torch_hook())
+    def _make_pool(self, lease: native.Lease | None) -> MemPool:
+        allocator = None if lease is None else _allocator_of(lease.torch_hook()).allocator()  # type: ignore[no-untyped-call]  # torch's
         # A pool is one of the device that is current when it is made.
         with torch.cuda.device(self._index):
-            pool = MemPool(allocator.allocator())  # type: ignore[no-untyped-call]  # torch's
+            pool = MemPool(allocator)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))
         return pool
 

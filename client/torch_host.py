@@ -59,6 +59,16 @@ class HostTensors:
     def before_pause(self, tags: tuple[str, ...]) -> None:
         """Do nothing: nothing is cached, and what a thread does is done when it pauses."""
 
+    def unleased(self) -> AbstractContextManager[None]:
+        """Do nothing: what is not in a region is not leased."""
+        return nullcontext()
+
+    def fall_asleep(self) -> None:
+        """Do nothing: a process leases no memory here but that of its regions."""
+
+    def wake(self) -> None:
+        """Do nothing."""
+
     def before_seal(self, tags: tuple[str, ...]) -> None:
         """Do nothing: a region in another thread is refused more memory, and has none that is not in use."""
 

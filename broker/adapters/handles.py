@@ -157,6 +157,8 @@ class HandleServer:
                 | records.Resume()
                 | records.Claim()
                 | records.Bye()
+                | records.AskFree()
+                | records.MakeRoom()
                 | records.Seal()
                 | records.Unseal()
             ) if session is not None:

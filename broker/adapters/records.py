@@ -233,6 +233,30 @@ class Bye(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskFree(Record):
+    request: int
+
+    TYPE: ClassVar[int] = 8
+    LAYOUT: ClassVar[Layout] = (("request", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeRoom(Record):
+    request: int
+    size_bytes: int
+    lasts_ms: int
+    timeout_ms: int
+
+    TYPE: ClassVar[int] = 9
+    LAYOUT: ClassVar[Layout] = (
+        ("request", "u64"),
+        ("size_bytes", "u64"),
+        ("lasts_ms", "u32"),
+        ("timeout_ms", "u32"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seal(Record):
     request: int
     tags: tuple[str, ...]
@@ -441,10 +465,17 @@ class Done(Record):
     request: int
     lease: int = 0
     claim: int = 0
+    free_bytes: int = 0
     leases: tuple[DoneLease, ...] = field(default_factory=tuple[DoneLease, ...])
 
     TYPE: ClassVar[int] = 80
-    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("lease", "u64"), ("claim", "u64"), ("leases", ListOf(DoneLease)))
+    LAYOUT: ClassVar[Layout] = (
+        ("request", "u64"),
+        ("lease", "u64"),
+        ("claim", "u64"),
+        ("free_bytes", "u64"),
+        ("leases", ListOf(DoneLease)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -466,6 +497,8 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Resume,
     Claim,
     Bye,
+    AskFree,
+    MakeRoom,
     Seal,
     Unseal,
     Taken,

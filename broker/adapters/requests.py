@@ -3,11 +3,22 @@
 from typing import assert_never
 
 from vrambroker.broker.adapters import records
-from vrambroker.broker.adapters.deadlines import deadline
+from vrambroker.broker.adapters.deadlines import NS_PER_MS, deadline
 from vrambroker.broker.adapters.error_detail import message_of, to_detail
 from vrambroker.broker.adapters.lendings import CONTENTS_OF_WIRE
 from vrambroker.broker.core import events
-from vrambroker.broker.core.effects import Attached, BudgetSet, Done, Entered, Held, Leased, Outcome, Paused, Resumed
+from vrambroker.broker.core.effects import (
+    Attached,
+    BudgetSet,
+    Done,
+    Entered,
+    Free,
+    Held,
+    Leased,
+    Outcome,
+    Paused,
+    Resumed,
+)
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument
 from vrambroker.broker.core.events import Call, Contents, Event
 from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
@@ -19,6 +30,8 @@ Request = (
     | records.Resume
     | records.Claim
     | records.Bye
+    | records.AskFree
+    | records.MakeRoom
     | records.Seal
     | records.Unseal
 )
@@ -81,6 +94,16 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
             return events.Claim(call=call, session=session, claim=request.claim)
         case records.Bye():
             return events.Detach(call=call, session=session)
+        case records.AskFree():
+            return events.AskFree(call=call, session=session)
+        case records.MakeRoom():
+            return events.MakeRoom(
+                call=call,
+                size_bytes=request.size_bytes,
+                lasts_ns=request.lasts_ms * NS_PER_MS,
+                wait=request.timeout_ms != 0,
+                deadline=deadline(now, request.timeout_ms),
+            )
         case records.Seal():
             return events.Seal(call=call, session=session, tags=request.tags)
         case records.Unseal():
@@ -138,6 +161,8 @@ def packet_of_outcome(request: int, outcome: Outcome) -> bytes:
     match outcome:
         case Leased():
             return records.encode(records.Done(request=request, lease=outcome.lease, claim=outcome.claim))
+        case Free():
+            return records.encode(records.Done(request=request, free_bytes=outcome.free_bytes))
         case Resumed():
             return _resumed(request, outcome)
         case Attached() | Paused() | Held() | BudgetSet() | Entered() | Done():

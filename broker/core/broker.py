@@ -11,6 +11,7 @@ from vrambroker.broker.core import (
     attachment,
     background,
     budgets,
+    free,
     gathering,
     invariants,
     lending,
@@ -99,6 +100,7 @@ class Broker:
                 | ev.SetBudget()
                 | ev.SetAside()
                 | ev.MakeRoom()
+                | ev.AskFree()
                 | ev.Cancel()
                 | ev.Seal()
                 | ev.Unseal()
@@ -222,6 +224,8 @@ def _perform(book: Book, event: MutatingCall) -> None:
             reserving.set_aside(book, event)
         case ev.MakeRoom():
             outside.make_room(book, event)
+        case ev.AskFree():
+            free.tell(book, event)
         case ev.Cancel():
             turns.cancel(book, event)
         case ev.Seal():

@@ -81,6 +81,14 @@ def has_room_for(book: Book, session: Session, tag: str, size_bytes: int) -> boo
     return all(_fault(book, session, budgeted, size_bytes) is None for budgeted in (WHOLE_SESSION, tag))
 
 
+def left_bytes(book: Book, session: Session) -> int | None:
+    """Return how much more a session may use; None where no hard limit says so."""
+    budget = session.budgets.get(WHOLE_SESSION)
+    if budget is None or budget.hard_bytes is None:
+        return None
+    return max(0, budget.hard_bytes - used_bytes(book, session, WHOLE_SESSION))
+
+
 def require_room_for(book: Book, session: Session, tag: str, size_bytes: int) -> None:
     """Raise `QuotaExceeded` if so much more under a tag is over a hard limit."""
     for budgeted in (WHOLE_SESSION, tag):

@@ -73,6 +73,13 @@ class Held:
     ticket: TicketId
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    """How much a lease of the session would be lent at once, in whole frames."""
+
+    free_bytes: int
+
+
 class BudgetState(Enum):
     """DEFERRED: more than the hard limit is in use; nothing is taken away, and nothing more is lent until there is less.
     CONFLICT: the budget is another one than the caller knew, and was left as it is.
@@ -117,7 +124,7 @@ class Done:
     """The call has taken effect, and there is nothing more to say."""
 
 
-Outcome = Attached | Leased | Paused | Resumed | Entered | Held | BudgetSet | Done
+Outcome = Attached | Leased | Paused | Resumed | Entered | Held | Free | BudgetSet | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

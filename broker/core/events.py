@@ -237,6 +237,14 @@ class MakeRoom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskFree:
+    """Say how much a lease of this session would be lent at once. Answered `Free`."""
+
+    call: Call
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
     """Refuse a waiting ticket (`Cancelled`); what is on the way to it goes back, what is set aside is free again.
     Answered `Done`, also if the ticket is on its way back already.
@@ -490,6 +498,7 @@ Event = (
     | SetBudget
     | SetAside
     | MakeRoom
+    | AskFree
     | Cancel
     | Seal
     | Unseal

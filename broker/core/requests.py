@@ -13,6 +13,7 @@ from typing import assert_never
 from vrambroker.broker.core.effects import Outcome
 from vrambroker.broker.core.errors import QuotaExceeded, RequestConflict, invariant
 from vrambroker.broker.core.events import (
+    AskFree,
     Attach,
     Call,
     Cancel,
@@ -49,6 +50,7 @@ MutatingCall = (
     | SetBudget
     | SetAside
     | MakeRoom
+    | AskFree
     | Cancel
     | Seal
     | Unseal
@@ -90,6 +92,8 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("set aside", event.session, event.size_bytes, event.wait)
         case MakeRoom():
             return ("make room", event.size_bytes, event.lasts_ns, event.wait)
+        case AskFree():
+            return ("ask free", event.session)
         case Cancel():
             return ("cancel", event.ticket)
         case Seal():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WrongState
-from vrambroker.client import discovery
+from vrambroker.client import discovery, native
 from vrambroker.client.memory import Memory, connect
 from vrambroker.client.saver import settings as environment
 from vrambroker.client.saver.settings import Settings
@@ -102,7 +102,7 @@ class Regions:
         self._leave(None)
         try:
             for memory, tags in self._all():
-                members = tags.all_of(tag)
+                members = self._members(memory, tags, tag)
                 if members:
                     memory.pause(*members, release=self._releases, timeout=self._timeout_s)
         finally:
@@ -117,7 +117,7 @@ class Regions:
         self._leave(None)
         try:
             for memory, tags in self._all():
-                away = tuple(member for member in tags.all_of(tag) if memory.is_paused(member))
+                away = tuple(member for member in self._members(memory, tags, tag) if memory.is_paused(member))
                 if away:
                     memory.resume(*away, timeout=self._timeout_s)
                     done.append((memory, away))
@@ -152,13 +152,28 @@ class Regions:
         return any(memory.torch_device == tensor.device for memory, _ in self._all())
 
     def _enter(self) -> None:
-        settings = self._here.settings
-        if settings is None or not settings.interesting:
-            return
+        region = self._region_for(self._here.settings)
+        if region is not None:
+            region.__enter__()
+            self._here.entered = region
+
+    def _region_for(self, settings: Settings | None) -> AbstractContextManager[None] | None:
+        """Return what a thread is in under these settings; None where it has nothing to enter."""
+        if settings is None or not (settings.interesting or native.is_preloaded()):
+            return None
         memory, tags = self._tags_here()
-        region = memory.region(tags.to_allocate(settings.tag), settings.contents)
-        region.__enter__()
-        self._here.entered = region
+        own = _own_memory(memory)
+        if not settings.interesting:
+            return None if own is None else memory.unleased()
+        if own is not None and (settings.tag, settings.contents) == (own.tag, own.contents):
+            return None
+        return memory.region(tags.to_allocate(settings.tag), settings.contents)
+
+    def _members(self, memory: Memory, tags: Tags, tag: str | None) -> tuple[str, ...]:
+        """Return the broker's tags that stand for a tag, or for any, on a device."""
+        own = _own_memory(memory)
+        process_tags = memory.process_tags if own is not None and tag in (None, own.tag) else ()
+        return tuple(dict.fromkeys([*tags.all_of(tag), *process_tags]))
 
     def _leave(self, error: BaseException | None) -> None:
         region, self._here.entered = self._here.entered, None
@@ -182,6 +197,14 @@ class Regions:
                 # Attached once is enough.
                 memory.close()
             return memory, known
+
+
+def _own_memory(memory: Memory) -> Settings | None:
+    """Return what the process leases its own memory of a device under: on a GPU, if the preload library is there to do it."""
+    if not native.is_preloaded() or memory.torch_device.type != "cuda":
+        return None
+    settings = environment.beginning(os.environ)
+    return settings if settings.interesting else None
 
 
 def _attached() -> Memory:

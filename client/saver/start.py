@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable
-from vrambroker.client import discovery
+from vrambroker.client import discovery, native
 from vrambroker.client.saver import settings
 from vrambroker.client.saver.saver import torch_memory_saver
 
@@ -30,6 +30,9 @@ def enter(say: Callable[[str], None]) -> None:
         except BrokerError as error:
             say(f"{type(error).__name__}: {error}; nothing is leased here")
 
+    if native.is_preloaded():
+        # All that the process asks CUDA's runtime for is leased, whichever thread asks.
+        return
     when_initialized: Callable[[Callable[[], None]], Any] = getattr(torch.cuda, "_lazy_call")  # noqa: B009 (not typed)
     when_initialized(late)
 

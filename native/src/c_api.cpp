@@ -8,6 +8,7 @@
 
 #include "c_api.h"
 #include "client.h"
+#include "registry.h"
 #include "status.h"
 
 namespace vrb {
@@ -85,6 +86,14 @@ vrb_status vrb_connect(const char *socket_path, const char *name, const char *de
     const ConnectOptions options{text_of(socket_path, "socket_path"), text_of(name, "name"), text_of(device, "device"),
                                  text_of(version, "version"), timeout_ms};
     into = reinterpret_cast<vrb_client *>(&Client::connect(options));
+  });
+}
+
+vrb_status vrb_attached(const char *socket_path, vrb_client **client, vrb_error *error) {
+  return guarded(error, [&] {
+    vrb_client *&into = given(client, "client");
+    Client *const found = client_of_path(text_of(socket_path, "socket_path"));
+    into = found == nullptr || found->is_forked() || !found->is_open() ? nullptr : reinterpret_cast<vrb_client *>(found);
   });
 }
 

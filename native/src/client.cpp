@@ -17,6 +17,8 @@ constexpr uint32_t GRACE_MS = 2'000;
 constexpr uint32_t UNBOUNDED_MS = 60'000;
 constexpr uint32_t CONNECT_MS = 5'000;
 constexpr uint32_t CLOSE_MS = 5'000;
+// How long room that was made is kept: whoever asked for it allocates at once.
+constexpr uint32_t ROOM_LASTS_MS = 10'000;
 constexpr int GROWTHS_MAX = 4;
 // What a lease may be lent to spare: no more than this, and no more than this share of the device.
 constexpr uint64_t SPARE_BYTES_MAX = 4 * GIB;
@@ -64,6 +66,7 @@ void require_device(const ConnectOptions &options, const record::Welcome &welcom
 
 Client::Client(const ConnectOptions &options, Connection connection, std::unique_ptr<Device> device)
     : generation_(process_generation()),
+      path_(options.path),
       device_(std::move(device)),
       channel_(wake_),
       book_(*this, *device_),
@@ -151,6 +154,11 @@ void Client::close() {
       return lease->number == 0 || lease->range.allocations() > 0;
     });
   });
+}
+
+bool Client::is_open() {
+  const Lock lock(book_.mutex);
+  return !book_.closed;
 }
 
 void Client::get_info(vrb_info &info) {
@@ -275,12 +283,25 @@ void Client::end_growth(Lease &lease) {
 
 void Client::free_after(void *address, void *stream) {
   free_put_off();
-  if (device_->wait_stream(stream)) {
-    free(address);
+  free_after(PutOff{address, stream});
+}
+
+void Client::free_when_quiet(void *address) {
+  free_put_off();
+  free_after(PutOff{address, std::nullopt});
+}
+
+bool Client::wait_for(const std::optional<void *> &stream) {
+  return stream ? device_->wait_stream(*stream) : !device_->quiesce();
+}
+
+void Client::free_after(const PutOff &one) {
+  if (wait_for(one.stream)) {
+    free(one.address);
     return;
   }
   const Lock lock(book_.mutex);
-  put_off_.push_back({address, stream});
+  put_off_.push_back(one);
 }
 
 // Tries once more what a capture has put off.
@@ -291,14 +312,22 @@ void Client::free_put_off() {
     if (put_off_.empty()) return;
     waiting.swap(put_off_);
   }
-  for (const PutOff &one : waiting) {
-    if (device_->wait_stream(one.stream)) {
-      free(one.address);
-      continue;
-    }
-    const Lock lock(book_.mutex);
-    put_off_.push_back(one);
-  }
+  for (const PutOff &one : waiting) free_after(one);
+}
+
+uint64_t Client::free_bytes() {
+  Lock lock(book_.mutex);
+  require_open();
+  // What is free in this process already is as good as what the daemon has.
+  give_back_all(lock, deadline_of(CONNECT_MS));
+  return ask(lock, record::AskFree{0}, CONNECT_MS).free_bytes;
+}
+
+void Client::make_room(uint64_t size_bytes) {
+  Lock lock(book_.mutex);
+  require_open();
+  give_back_all(lock, deadline_of(CONNECT_MS));
+  ask(lock, record::MakeRoom{0, size_bytes, ROOM_LASTS_MS, 0}, 0);
 }
 
 void Client::free(void *address) {

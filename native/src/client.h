@@ -39,6 +39,7 @@ class Client {
   bool is_forked() const { return generation_ != process_generation(); }
 
   void close();
+  bool is_open();
   void get_info(vrb_info &info);
   void get_stats(vrb_stats &stats);
 
@@ -47,6 +48,15 @@ class Client {
   void free(void *address);
   // Frees it once what was given to this stream of the device is done; at a later call if that can't be waited for now.
   void free_after(void *address, void *stream);
+  // Frees it once all that this process gave the device is done, or at a later call.
+  void free_when_quiet(void *address);
+
+  // How much the daemon would lend this session at once.
+  uint64_t free_bytes();
+  // Has the daemon keep so much free for memory that is no lease, for as long as that is certain to be had.
+  void make_room(uint64_t size_bytes);
+
+  const std::string &path() const { return path_; }
 
   void pause(const std::vector<std::string> &tags, bool release, uint32_t timeout_ms);
   // Returns, per tag, whether its pages are the same as before the pause.
@@ -123,12 +133,16 @@ class Client {
   void send_declined(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why);
   void give_consent(uint64_t number, Order &order);
 
+  // Without a stream, all of them are waited for.
   struct PutOff {
     void *address;
-    void *stream;
+    std::optional<void *> stream;
   };
+  bool wait_for(const std::optional<void *> &stream);
+  void free_after(const PutOff &one);
 
   const uint32_t generation_;
+  const std::string path_;  // of the daemon's socket
   std::unique_ptr<Device> device_;
   Wake wake_;
   Channel channel_;

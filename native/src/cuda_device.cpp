@@ -50,19 +50,10 @@ std::string uuid_digits(const Driver &driver, Ordinal device) {
   return digits;
 }
 
-// "GPU-…" and "MIG-…" without what is only there for the eye.
-std::string digits_of(const std::string &name) {
-  std::string digits;
-  for (const char letter : name.substr(4)) {
-    if (letter != '-') digits += static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
-  }
-  return digits;
-}
-
 bool is_uuid(const std::string &name) { return name.rfind("GPU-", 0) == 0 || name.rfind("MIG-", 0) == 0; }
 
 Ordinal find_uuid(const Driver &driver, const std::string &name) {
-  const std::string digits = digits_of(name);
+  const std::string digits = digits_of_gpu(name);
   for (int index = 0; index < device_count(driver); ++index) {
     Ordinal device = 0;
     must(driver.attempt(driver.device_get, &device, index));
@@ -142,6 +133,21 @@ class Current {
 };
 
 }  // namespace
+
+std::string digits_of_gpu(const std::string &name) {
+  std::string digits;
+  for (const char letter : name.substr(4)) {
+    if (letter != '-') digits += static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+  }
+  return digits;
+}
+
+std::string gpu_digits(int ordinal) {
+  const Driver &driver = cuda::load_driver();
+  Ordinal device = 0;
+  must(driver.attempt(driver.device_get, &device, ordinal));
+  return uuid_digits(driver, device);
+}
 
 template <class Work>
 Failure CudaDevice::inside(Work work) {

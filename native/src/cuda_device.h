@@ -15,6 +15,11 @@
 
 namespace vrb {
 
+// The 32 digits of a GPU's UUID, without the signs that are there for the eye: of the GPU that this process counts as
+// `ordinal` (throws Error), and of a name that begins with GPU- or MIG-.
+std::string gpu_digits(int ordinal);
+std::string digits_of_gpu(const std::string &name);
+
 class CudaDevice final : public Device {
  public:
   // kind: a UUID as the daemon names it, "cuda:N" as this process counts, or "cuda" for its first. Throws Error.

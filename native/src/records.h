@@ -169,6 +169,27 @@ struct Seal {
   }
 };
 
+struct AskFree {
+  static constexpr uint16_t TYPE = 8;
+  static constexpr const char *NAME = "ASK_FREE";
+  uint64_t request;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request);
+  }
+};
+
+struct MakeRoom {
+  static constexpr uint16_t TYPE = 9;
+  static constexpr const char *NAME = "MAKE_ROOM";
+  uint64_t request, size_bytes;
+  uint32_t lasts_ms, timeout_ms;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("size_bytes", s.size_bytes), v("lasts_ms", s.lasts_ms), v("timeout_ms", s.timeout_ms);
+  }
+};
+
 struct Unseal {
   static constexpr uint16_t TYPE = 13;
   static constexpr const char *NAME = "UNSEAL";
@@ -373,11 +394,12 @@ struct Copy {
 struct Done {
   static constexpr uint16_t TYPE = 80;
   static constexpr const char *NAME = "DONE";
-  uint64_t request, lease, claim;
+  uint64_t request, lease, claim, free_bytes;
   std::vector<DoneLease> leases;
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
-    v("request", s.request), v("lease", s.lease), v("claim", s.claim), v("leases", s.leases);
+    v("request", s.request), v("lease", s.lease), v("claim", s.claim), v("free_bytes", s.free_bytes);
+    v("leases", s.leases);
   }
 };
 
@@ -397,7 +419,7 @@ struct Error {
 
 using FromClient =
     std::variant<record::Hello, record::Lease, record::Return, record::Pause, record::Resume, record::Claim, record::Bye,
-                 record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy,
+                 record::AskFree, record::MakeRoom, record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy,
                  record::Copied, record::Callback>;
 using FromDaemon =
     std::variant<record::Welcome, record::Grant, record::Arena, record::ArenaGone, record::Recall, record::PauseOrder,

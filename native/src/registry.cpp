@@ -5,6 +5,7 @@
 #include <mutex>
 #include <vector>
 
+#include "client.h"
 #include "fork.h"
 
 namespace vrb {
@@ -40,6 +41,15 @@ void keep_client(Client &client) {
   Ranges &all = ranges();
   const std::lock_guard lock(all.mutex);
   all.clients.push_back(&client);
+}
+
+Client *client_of_path(const std::string &path) {
+  Ranges &all = ranges();
+  const std::lock_guard lock(all.mutex);
+  for (auto it = all.clients.rbegin(); it != all.clients.rend(); ++it) {
+    if ((*it)->path() == path) return *it;
+  }
+  return nullptr;
 }
 
 void register_range(const void *base, uint64_t size_bytes, Client &client) {

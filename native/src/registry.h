@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace vrb {
 
@@ -9,6 +10,9 @@ class Client;
 
 // Keeps the client until the process ends: whoever holds a handle to it may still ask something of it then.
 void keep_client(Client &client);
+
+// Returns the latest client of this process that is attached to the daemon at `path`, or null.
+Client *client_of_path(const std::string &path);
 
 // Makes the register, if there is none yet. Not under a ForkGuard, which the others may be called under.
 void open_registry();

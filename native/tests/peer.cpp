@@ -172,7 +172,7 @@ record::Lease Peer::serve_lease(uint64_t lease, const std::vector<Frame> &frames
 }
 
 void Peer::done(uint64_t request, uint64_t lease, std::vector<DoneLease> leases) {
-  send(record::Done{request, lease, 0, std::move(leases)});
+  send(record::Done{request, lease, 0, 0, std::move(leases)});
 }
 
 void Peer::error(uint64_t request, const std::string &name, const std::string &message, const std::string &detail) {

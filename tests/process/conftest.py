@@ -214,8 +214,11 @@ class Worker:
 
     def end(self) -> None:
         """Wait for the end; it must be a clean and silent one."""
-        code = self._process.wait(DEADLINE_S)
-        assert (code, self._stderr()) == (0, "")
+        assert self.ended() == (0, "")
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end; returns the exit code and what was said on stderr."""
+        return self._process.wait(DEADLINE_S), self._stderr()
 
     def close(self) -> None:
         if self._process.poll() is None:

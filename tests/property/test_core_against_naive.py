@@ -67,7 +67,7 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     def lend(self, session: SessionId, tag: str, contents: ev.Contents, size: int, replays: int) -> None:
         self.lend_to(session, tag, contents, size, replays)
 
-    def lend_to(self, session: SessionId, tag: str, contents: ev.Contents, size: int, replays: int = 0) -> None:
+    def lend_to(self, session: SessionId, tag: str, contents: ev.Contents, size: int, replays: int = 0) -> str:
         number = self.desk.broker.snapshot().next_id
         request = f"lend-{number}-{self.desk.now}"
         answer = self.desk.lend(session, tag, size, contents, request=request)
@@ -75,6 +75,17 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         self.naive.serve()
         for _ in range(replays if name_of(answer) == "Leased" else 0):
             assert self.desk.lend(session, tag, size, contents, request=request) == answer
+        return name_of(answer)
+
+    @rule(session=sessions, tag=st.sampled_from(TAGS), more=st.integers(min_value=0, max_value=1))
+    def size_by_what_is_free(self, session: SessionId, tag: str, more: int) -> None:
+        """What an engine is told to be free it can have, and no more than that."""
+        free = self.desk.ask_free(session)
+        if not 0 < free + more <= CAPACITY:
+            return
+        answer = self.lend_to(session, tag, ev.Contents.DROP, free + more)
+        assert more or answer != "OutOfDeviceMemory", f"{free} MiB were said to be free"
+        assert not more or answer != "Leased", f"no more than {free} MiB were said to be free"
 
     def held(self, data: st.DataObject, *, paused: bool) -> tuple[SessionId, tuple[str, ...]]:
         """Draw some tags of one session, one of them paused or not as asked for, if there is such a one."""

@@ -264,6 +264,7 @@ def _take_turns(world: World, client: SimClient, session: SessionId) -> None:
         lambda call: ev.Prioritize(call=call, session=target, tags=tags, priority=priority),
         lambda call: ev.SetAside(call=call, session=session, size_bytes=size_bytes, wait=wait, deadline=deadline),
         lambda call: ev.MakeRoom(call=call, size_bytes=size_bytes, lasts_ns=lasts, wait=wait, deadline=deadline),
+        lambda call: ev.AskFree(call=call, session=session),
         lambda call: ev.Cancel(call=call, ticket=ticket),
         lambda call: ev.SetBudget(
             call=call, session=target, tag=tag, soft_bytes=soft_bytes, hard_bytes=hard_bytes, revision=revision

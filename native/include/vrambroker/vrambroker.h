@@ -210,6 +210,37 @@ VRB_API vrb_status vrb_torch_hook(vrb_lease *lease, uint32_t *hook, vrb_error *e
 /* The free hook: waits until what was given to the stream is done; while the stream is captured, that is put off. */
 VRB_API void vrb_torch_free(void *pointer, ptrdiff_t size, int device, void *stream);
 
+/* Find the client by which this process is attached to the daemon at `socket_path` already: null if there is none that is
+ * open. The preload library attaches before Python does. */
+VRB_API vrb_status vrb_attached(const char *socket_path, vrb_client **client, vrb_error *error);
+
+/* CUDA's runtime, as the library in native/preload stands in front of it. It hands on each call of the program's, with the
+ * runtime's own functions; results are cudaError_t. With VRAMBROKER_TAG or TMS_INIT_ENABLE in its environment a process
+ * leases its own memory: all that it asks the runtime for, in any thread but those that were told otherwise. */
+typedef struct vrb_cudart {
+  int (*malloc)(void **pointer, size_t size);
+  int (*free)(void *pointer);
+  int (*mem_get_info)(size_t *free, size_t *total);
+  int (*get_device)(int *ordinal);
+  int (*get_last_error)(void);
+} vrb_cudart;
+
+/* Leased, where the process leases its own memory; otherwise the runtime's, and if that has no memory, once more after the
+ * broker has made room. Blocks only for what is certain. */
+VRB_API int vrb_cuda_malloc(const vrb_cudart *real, void **pointer, size_t size);
+/* Waits for this process's work on the device, as the runtime does. What was never leased is the runtime's to free. */
+VRB_API int vrb_cuda_free(const vrb_cudart *real, void *pointer);
+/* total is the device's. free is what a lease of this session would be lent at once; so total - free is what this process
+ * has in use, leased or not, what others have in use and can't give, and what the broker keeps free or does not lend. */
+VRB_API int vrb_cuda_mem_get_info(const vrb_cudart *real, size_t *free, size_t *total);
+
+/* Whether what this thread allocates by vrb_cuda_malloc is leased, from now on. Returns what it was. At first it is. */
+VRB_API int vrb_thread_leases(int lease);
+
+/* The tags of the process's own memory, with a space between; empty where it leases none. A new one is taken while all of
+ * them are paused. */
+VRB_API vrb_status vrb_process_tags(vrb_client *client, char *tags, size_t size, vrb_error *error);
+
 /* What the last call of a malloc hook in this thread came to. */
 VRB_API vrb_status vrb_torch_last_error(vrb_error *error);
 

@@ -276,6 +276,12 @@ class Desk:
         )
         return self.answer(event)
 
+    def ask_free(self, session: SessionId) -> int:
+        """Ask how much a lease would be lent at once, in MiB."""
+        answer = self.answer(ev.AskFree(call=self.call(self.peers[session]), session=session))
+        assert isinstance(answer, ef.Free), answer
+        return answer.free_bytes // MIB
+
     def prioritize(self, session: SessionId, *tags: str, priority: int, actor: ev.Peer | None = None) -> Answer | None:
         call = self.call(actor or self.peers[session])
         return self.answer(ev.Prioritize(call=call, session=session, tags=tags, priority=priority))

@@ -1,0 +1,92 @@
+#include "interposer.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "client.h"
+#include "discovery.h"
+#include "fork.h"
+#include "registry.h"
+#include "status.h"
+#include "words.h"
+
+namespace vrb {
+namespace {
+
+constexpr uint32_t CONNECT_MS = 10'000;
+
+// The words that torch_memory_saver takes for yes.
+bool is_yes(const std::string &text) {
+  const std::set<std::string> yes{"1", "true", "TRUE", "yes", "YES"};
+  return yes.count(text) != 0;
+}
+
+// What client/saver/settings.py makes of the same variables.
+std::optional<OwnMemory> own_memory() {
+  const bool drop = variable("VRAMBROKER_CONTENTS") == "drop";
+  const std::string tag = variable("VRAMBROKER_TAG");
+  const bool backed_up = is_yes(variable("TMS_INIT_ENABLE_CPU_BACKUP")) || is_yes(variable("TMS_INIT_ENABLE_DISK_BACKUP"));
+  if (!tag.empty()) return OwnMemory{as_word(tag), backed_up || !drop ? VRB_KEEP : VRB_DROP};
+  if (!is_yes(variable("TMS_INIT_ENABLE"))) return std::nullopt;
+  return OwnMemory{"default", backed_up ? VRB_KEEP : drop ? VRB_DROP : VRB_ZERO};
+}
+
+}  // namespace
+
+Interposer::Interposer() : generation_(process_generation()), own_(own_memory()) {}
+
+Interposer *Interposer::get() {
+  open_registry();
+  // Never destroyed: memory is freed while the process exits.
+  static Interposer *const one = new Interposer;
+  return one->generation_ == process_generation() ? one : nullptr;
+}
+
+Attachment &Interposer::attachment(int ordinal) {
+  const auto index = static_cast<std::size_t>(std::clamp(ordinal, 0, DEVICES_MAX - 1));
+  Attachment &found = attachments_[index];
+  if (tried_[index].load(std::memory_order_acquire)) return found;
+  const std::lock_guard lock(mutex_);
+  if (!tried_[index].load(std::memory_order_relaxed)) {
+    try {
+      attach(ordinal, found);
+    } catch (const Error &error) {
+      say(error.name + ": " + error.message + "; nothing is leased here");
+    }
+    tried_[index].store(true, std::memory_order_release);
+  }
+  return found;
+}
+
+void Interposer::attach(int ordinal, Attachment &into) {
+  const std::optional<Endpoint> endpoint = find_endpoint(ordinal);
+  if (!endpoint) {
+    throw Error(VRB_UNAVAILABLE, "BrokerUnavailable",
+                "no broker for CUDA device " + std::to_string(ordinal) +
+                    ": start one with `broker serve`, or name its run directory in VRAMBROKER_RUN_DIR");
+  }
+  into.client = client_of_path(endpoint->path);
+  if (into.client == nullptr) {
+    const bool is_host = endpoint->device.rfind("host:", 0) == 0;
+    into.client = &Client::connect({endpoint->path, session_name(), is_host ? "host" : "cuda", VRB_PACKAGE_VERSION, CONNECT_MS});
+  }
+  if (own_) into.memory = std::make_unique<ProcessMemory>(*into.client, own_->tag, own_->contents);
+}
+
+ProcessMemory *Interposer::memory_of(const Client &client) {
+  for (std::size_t i = 0; i < attachments_.size(); ++i) {
+    if (tried_[i].load(std::memory_order_acquire) && attachments_[i].client == &client) return attachments_[i].memory.get();
+  }
+  return nullptr;
+}
+
+void Interposer::say(const std::string &what) {
+  const std::lock_guard lock(saying_);
+  if (!said_.insert(what).second) return;
+  const std::string line = "vrambroker: " + what + "\n";
+  // Nobody is left to tell that this failed.
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;
+}
+
+}  // namespace vrb
