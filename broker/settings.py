@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -52,12 +52,12 @@ def _number_as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _sound(parse: Callable[[str], object]) -> AfterValidator:
-    """Have a text refused that can't be parsed, in the parser's own words."""
+def _sound(parse: Callable[[str, str], object]) -> AfterValidator:
+    """Have a text refused that can't be parsed, in the parser's own words, which name the option."""
 
-    def check(text: str) -> str:
+    def check(text: str, about: ValidationInfo) -> str:
         try:
-            parse(text)
+            parse(text, about.field_name or "")
         except InvalidArgument as error:
             raise ValueError(error.message) from error
         return text
@@ -65,23 +65,19 @@ def _sound(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _size(text: str) -> object:
-    return parse_size(text, "the value")
+def _size_or_nothing(text: str, argument: str) -> object:
+    return 0 if text == "0" else parse_size(text, argument)
 
 
-def _size_or_nothing(text: str) -> object:
-    return 0 if text == "0" else _size(text)
-
-
-def _duration_or_off(text: str) -> object:
-    return None if text == "off" else parse_duration(text, "the value")
+def _duration_or_off(text: str, argument: str) -> object:
+    return None if text == "off" else parse_duration(text, argument)
 
 
 # Bytes may be a bare number in TOML, as they may on the command line.
-Size = Annotated[str, BeforeValidator(_number_as_text), _sound(_size)]
+Size = Annotated[str, BeforeValidator(_number_as_text), _sound(parse_size)]
 SizeOrNothing = Annotated[str, BeforeValidator(_number_as_text), _sound(_size_or_nothing)]
 DurationOrOff = Annotated[str, _sound(_duration_or_off)]
-Device = Annotated[str, BeforeValidator(_number_as_text), _sound(parse_device)]
+Device = Annotated[str, BeforeValidator(_number_as_text), _sound(lambda text, _: parse_device(text))]
 
 
 class Settings(BaseSettings):
@@ -99,7 +95,9 @@ class Settings(BaseSettings):
     outside_per_session: Size = Field("4GiB", description=OPTIONS["outside_per_session"])
     eager: Eager = Field(Eager.AUTO, description=OPTIONS["eager"])
     copy_ahead: DurationOrOff | None = Field(None, description=OPTIONS["copy_ahead"])
-    metrics: Annotated[str, _sound(parse_metrics_address)] | None = Field(None, description=OPTIONS["metrics"])
+    metrics: Annotated[str, _sound(lambda text, _: parse_metrics_address(text))] | None = Field(
+        None, description=OPTIONS["metrics"]
+    )
     metrics_anywhere: bool = Field(False, description=OPTIONS["metrics_anywhere"])
     run_dir: Path | None = Field(None, description=OPTIONS["run_dir"])
 
@@ -151,7 +149,9 @@ class Sources:
         if error["type"] == "extra_forbidden":
             return f"{self.file}: {name} is unknown{_nearest(name, Settings.model_fields)}"
         why = error["msg"].removeprefix("Value error, ")
-        return f"{self._origin(name)}: {name} = {error['input']!r}: {why}"
+        if error["type"] != "value_error":
+            why = f"{name} {error['input']!r}: {why}"
+        return f"{why} ({self._origin(name)})"
 
     def _origin(self, name: str) -> str:
         if name in self.said:

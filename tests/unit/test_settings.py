@@ -108,7 +108,8 @@ def test_a_wrong_unit_is_refused_with_its_place_its_key_and_what_is_expected(
         case _:
             error, origin = refusal(monkeypatch, file=file), str(file)
     assert error.argument == key
-    assert error.message.startswith(f"{origin}: {key} = {text!r}: ")
+    assert error.message.startswith(f"{key} {text!r}")
+    assert error.message.endswith(f" ({origin})")
     assert expected in error.message
 
 
