@@ -368,7 +368,12 @@ class Memory:
         if self._torch is not None:
             self._torch.before_pause(tags)
         if not set(tags).isdisjoint(self.process_tags):
-            self._tensors().fall_asleep()
+            self._client.divert_process(elsewhere=True)
+            try:
+                self._tensors().fall_asleep()
+            except BaseException:
+                self._client.divert_process(elsewhere=False)
+                raise
         try:
             yield
         finally:
@@ -378,6 +383,8 @@ class Memory:
         """Have the process allocate in its own memory again, once none of it is paused."""
         if self._torch is not None and not any(self._client.is_paused(tag) for tag in self.process_tags):
             self._torch.wake()
+            if native.is_preloaded():
+                self._client.divert_process(elsewhere=False)
 
     def _stand_aside(self, phase: str, timeout: float, paused: list[str]) -> None:
         """Pause this process's own tags that leave: nobody else knows when a session without scopes is quiet. What is in

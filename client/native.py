@@ -210,6 +210,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_torch_last_error": (POINTER(_Error),),
     "vrb_attached": (c_char_p, POINTER(c_void_p), POINTER(_Error)),
     "vrb_process_tags": (c_void_p, c_char_p, c_size_t, POINTER(_Error)),
+    "vrb_process_divert": (c_void_p, c_int, POINTER(_Error)),
     "vrb_thread_leases": (c_int,),
 }
 
@@ -307,6 +308,10 @@ class Client:
             byref(error),
         )
         _raise_unless_ok(status, error)
+
+    def divert_process(self, *, elsewhere: bool) -> None:
+        """Have the process's own memory come from elsewhere than from what it has, or from anywhere again."""
+        self._call("vrb_process_divert", int(elsewhere))
 
     @classmethod
     def attached(cls, socket_path: str) -> "Client | None":

@@ -110,10 +110,13 @@ class CudaTensors:
                 raise NotQuiescent(
                     message="a region is open: leave it before the process's own memory is paused", scope="region"
                 )
-            before, self._asleep = self._asleep, self._make_pool(None)
+            before = self._asleep
+            if before is None:
+                # Once a pool is open to all threads, torch gives nothing back of its default pool.
+                torch.cuda.empty_cache()
+            self._asleep = self._make_pool(None)
             _cuda_beginAllocateToPool(self._index, self._asleep.id)
             self._end(before)
-        torch.cuda.empty_cache()
 
     def wake(self) -> None:
         """Have every thread allocate where it did before `fall_asleep`; once more is no error."""

@@ -21,6 +21,9 @@ EXPORTED const char *vrb_preload_understands(void);
 EXPORTED int cudaMalloc(void **pointer, size_t size);
 EXPORTED int cudaFree(void *pointer);
 EXPORTED int cudaMemGetInfo(size_t *free, size_t *total);
+EXPORTED int cudaGetDriverEntryPoint(const char *symbol, void **entry, unsigned long long flags, int *result);
+EXPORTED int cudaGetDriverEntryPointByVersion(const char *symbol, void **entry, unsigned version, unsigned long long flags,
+                                              int *result);
 
 const char *vrb_preload_understands(void) {
   return "TMS_INIT_ENABLE TMS_INIT_ENABLE_CPU_BACKUP TMS_INIT_ENABLE_DISK_BACKUP";
@@ -62,6 +65,7 @@ struct Library {
   decltype(&vrb_cuda_malloc) malloc = nullptr;
   decltype(&vrb_cuda_free) free = nullptr;
   decltype(&vrb_cuda_mem_get_info) mem_get_info = nullptr;
+  decltype(&vrb_driver_entry) driver_entry = nullptr;
 };
 
 void *open_beside(const char *folder, std::size_t length, const char *rest) {
@@ -85,7 +89,9 @@ Library load() {
   loaded.malloc = reinterpret_cast<decltype(loaded.malloc)>(::dlsym(handle, "vrb_cuda_malloc"));
   loaded.free = reinterpret_cast<decltype(loaded.free)>(::dlsym(handle, "vrb_cuda_free"));
   loaded.mem_get_info = reinterpret_cast<decltype(loaded.mem_get_info)>(::dlsym(handle, "vrb_cuda_mem_get_info"));
-  const bool complete = loaded.malloc != nullptr && loaded.free != nullptr && loaded.mem_get_info != nullptr;
+  loaded.driver_entry = reinterpret_cast<decltype(loaded.driver_entry)>(::dlsym(handle, "vrb_driver_entry"));
+  const bool complete = loaded.malloc != nullptr && loaded.free != nullptr && loaded.mem_get_info != nullptr &&
+                        loaded.driver_entry != nullptr;
   return complete ? loaded : Library{};
 }
 
@@ -94,12 +100,21 @@ bool is_first() {
   return ::dlsym(RTLD_DEFAULT, "vrb_preload_understands") == reinterpret_cast<void *>(&vrb_preload_understands);
 }
 
+// How a program asks the runtime for the driver's entry points, with and without the version that it was built for.
+struct EntryPoints {
+  decltype(&cudaGetDriverEntryPoint) latest = nullptr;
+  decltype(&cudaGetDriverEntryPointByVersion) by_version = nullptr;
+};
+
 vrb_cudart runtime{};
+EntryPoints entry_points{};
 Library library{};
 pthread_once_t found = PTHREAD_ONCE_INIT;
 
 void find() {
   runtime = find_reals();
+  find_real(entry_points.latest, "cudaGetDriverEntryPoint");
+  find_real(entry_points.by_version, "cudaGetDriverEntryPointByVersion");
   const bool complete = runtime.malloc != nullptr && runtime.free != nullptr && runtime.mem_get_info != nullptr &&
                         runtime.get_device != nullptr && runtime.get_last_error != nullptr;
   if (complete && is_first()) library = load();
@@ -128,4 +143,23 @@ int cudaMemGetInfo(size_t *free, size_t *total) {
   const vrb_cudart &it = real();
   if (library.mem_get_info != nullptr) return library.mem_get_info(&it, free, total);
   return it.mem_get_info == nullptr ? ERROR_UNKNOWN : it.mem_get_info(free, total);
+}
+
+// Nothing but what was found is exchanged.
+static int exchanged(int failed, const char *symbol, void **entry) {
+  if (failed == 0 && entry != nullptr && library.driver_entry != nullptr) *entry = library.driver_entry(&runtime, symbol, *entry);
+  return failed;
+}
+
+int cudaGetDriverEntryPoint(const char *symbol, void **entry, unsigned long long flags, int *result) {
+  real();
+  if (entry_points.latest == nullptr) return ERROR_UNKNOWN;
+  return exchanged(entry_points.latest(symbol, entry, flags, result), symbol, entry);
+}
+
+int cudaGetDriverEntryPointByVersion(const char *symbol, void **entry, unsigned version, unsigned long long flags,
+                                     int *result) {
+  real();
+  if (entry_points.by_version == nullptr) return ERROR_UNKNOWN;
+  return exchanged(entry_points.by_version(symbol, entry, version, flags, result), symbol, entry);
 }

@@ -66,10 +66,10 @@ Lease *Book::find_lease_at(const void *address) {
 }
 
 // Reserves as much as there is, down to the least; null if there is less.
-void *Book::reserve_range(uint64_t &size_bytes) {
+void *Book::reserve_range(uint64_t least_bytes, uint64_t &size_bytes) {
   const uint64_t capacity = welcome.capacity_bytes;
-  const uint64_t least = rounded_up(std::max(capacity, RANGE_BYTES_LEAST), Range::BORDER_BYTES);
-  const uint64_t roomy = rounded_up(std::max(8 * capacity, RANGE_BYTES_ROOMY), Range::BORDER_BYTES);
+  const uint64_t least = rounded_up(std::max({capacity, RANGE_BYTES_LEAST, least_bytes}), Range::BORDER_BYTES);
+  const uint64_t roomy = rounded_up(std::max({8 * capacity, RANGE_BYTES_ROOMY, least_bytes}), Range::BORDER_BYTES);
   const uint64_t reserved = registered_bytes();
   if (reserved + least > RESERVED_BYTES_MAX) return nullptr;
   size_bytes = reserved + roomy > ROOMY_BYTES_MAX ? least : roomy;
@@ -81,9 +81,9 @@ void *Book::reserve_range(uint64_t &size_bytes) {
   return base;
 }
 
-Lease &Book::make_lease(const std::string &name, vrb_contents contents) {
+Lease &Book::make_lease(const std::string &name, vrb_contents contents, uint64_t range_bytes) {
   uint64_t size_bytes = 0;
-  void *base = reserve_range(size_bytes);
+  void *base = reserve_range(range_bytes, size_bytes);
   if (base == nullptr) throw driver_failed("no addresses are left to reserve for tag " + name);
   Tag &of = tag(name);
   Range range(size_bytes, slot_bytes_min());

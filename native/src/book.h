@@ -62,8 +62,8 @@ class Book {
   Lease *find_lease(uint64_t number);
   Lease *find_lease(const std::string &tag, vrb_contents contents);
   Lease *find_lease_at(const void *address);
-  // Makes the range for a tag and policy; throws Error (DriverFailed) if there are no addresses.
-  Lease &make_lease(const std::string &tag, vrb_contents contents);
+  // Makes the range for a tag and policy, at least so large; throws Error (DriverFailed) if there are no addresses.
+  Lease &make_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes = 0);
   // Gives up the addresses of leases that have nothing there. Once the client has ended: no lease is used afterwards.
   void release_ranges();
   void set_number(Lease &lease, uint64_t number);
@@ -119,7 +119,7 @@ class Book {
   uint64_t slot_bytes_min() const { return welcome.frame_sizes_bytes.front(); }
 
  private:
-  void *reserve_range(uint64_t &size_bytes);
+  void *reserve_range(uint64_t least_bytes, uint64_t &size_bytes);
 
   Client &client_;
   Device &device_;

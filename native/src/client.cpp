@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "client_calls.h"
 #include "registry.h"
 #include "status.h"
 
@@ -11,35 +12,10 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// How much longer than a call's own timeout its answer may take: the daemon answers when that is over.
-constexpr uint32_t GRACE_MS = 2'000;
-// How long an answer may take to a call without a timeout: longer than any bound of the daemon's own.
-constexpr uint32_t UNBOUNDED_MS = 60'000;
 constexpr uint32_t CONNECT_MS = 5'000;
 constexpr uint32_t CLOSE_MS = 5'000;
-// How long room that was made is kept: whoever asked for it allocates at once.
-constexpr uint32_t ROOM_LASTS_MS = 10'000;
-constexpr int GROWTHS_MAX = 4;
-// What a lease may be lent to spare: no more than this, and no more than this share of the device.
-constexpr uint64_t SPARE_BYTES_MAX = 4 * GIB;
-constexpr uint64_t SPARE_SHARE = 8;
-// How much more a lease asks for than it needs, and than it has.
-constexpr uint64_t SPARE_NEEDS = 8;
-constexpr uint64_t SPARE_GROWTH = 3;
-// How long after its last growth a lease keeps what it was lent to spare: longer than a model's loader pauses for.
-constexpr milliseconds SPARE_LIFE{100};
 constexpr std::size_t SCOPE_LENGTH_MAX = 64;
 const std::string FILLING = "new memory being filled";
-
-Clock::time_point deadline_of(uint32_t timeout_ms) {
-  return Clock::now() + milliseconds(timeout_ms == 0 ? UNBOUNDED_MS : uint64_t{timeout_ms} + GRACE_MS);
-}
-
-uint32_t left_of(Clock::time_point deadline, uint32_t timeout_ms) {
-  if (timeout_ms == 0) return 0;
-  const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count() - int64_t{GRACE_MS};
-  return static_cast<uint32_t>(std::max<int64_t>(left, 1));
-}
 
 std::vector<std::string> names_of(const std::vector<Tag *> &tags) {
   std::vector<std::string> names;
@@ -115,30 +91,6 @@ std::vector<Tag *> Client::find_tags(const std::vector<std::string> &names) {
   return tags;
 }
 
-// Sends a request and waits for its answer, without the lock. A request whose answer doesn't come in time goes on without us.
-template <class Record>
-record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows) {
-  if (book_.ended) throw wrong_state("the client is closed");
-  const auto deadline = deadline_of(timeout_ms);
-  const std::shared_ptr<Request> request = book_.requests.add(std::move(record), true);
-  seek_daemon();
-  // Without a connection the agent sends it, as soon as there is one.
-  if (book_.link == Link::up) channel_.send(request->packet);
-  request->answered.wait_until(lock, deadline, [&] { return request->is_answered(); });
-  if (request->done) return *request->done;
-  const bool is_open = !request->error || request->error->status == VRB_LOST;
-  if (is_open && grows != nullptr) {
-    request->given_up_by = grows;
-    ++grows->given_up;
-  }
-  if (request->error) throw *request->error;
-  request->awaited = false;
-  const uint32_t waited_ms = timeout_ms == 0 ? UNBOUNDED_MS : timeout_ms + GRACE_MS;
-  // The agent tries on for longer than a short wait, but who asked has no daemon now.
-  if (book_.link != Link::up) throw lost("it has not come back within " + std::to_string(waited_ms) + " ms");
-  throw no_answer(waited_ms);
-}
-
 void Client::close() {
   free_put_off();
   Lock lock(book_.mutex);
@@ -190,155 +142,13 @@ void Client::get_stats(vrb_stats &stats) {
   stats.reconnects = book_.reconnects;
 }
 
-Lease &Client::open_lease(const std::string &tag, vrb_contents contents) {
+Lease &Client::open_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes) {
   if (!is_word(tag)) throw invalid_argument("a tag has 1 to 64 of the characters A-Z a-z 0-9 _ . : @ + -", tag);
   if (contents < VRB_KEEP || contents > VRB_ZERO) throw invalid_argument("contents are keep, drop or zero", tag);
   const Lock lock(book_.mutex);
   require_open();
   Lease *lease = book_.find_lease(tag, contents);
-  return lease != nullptr ? *lease : book_.make_lease(tag, contents);
-}
-
-// Waits until what was free after so many sweeps is given back: its RETURN goes ahead of whatever the caller then asks for,
-// on the same connection, so the daemon finds room that this process has just made.
-void Client::give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline) {
-  if (!book_.changed.wait_until(lock, deadline, [&] { return book_.sweeps_done >= sweeps; })) throw no_answer(GRACE_MS);
-}
-
-// The same, and with it what leases have to spare: nothing that the caller then asks for is refused for that.
-void Client::give_back_all(Lock &lock, Clock::time_point deadline) {
-  if (book_.release_spares(Clock::time_point::max())) wake_.ring();
-  give_back(lock, book_.sweeps_wanted, deadline);
-}
-
-void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
-  if (size_bytes == 0) throw invalid_argument("an allocation has at least one byte", lease.tag.name);
-  const auto deadline = deadline_of(timeout_ms);
-  Lock lock(book_.mutex);
-  if (size_bytes > book_.welcome.capacity_bytes) {
-    throw invalid_argument("the device has " + std::to_string(book_.welcome.capacity_bytes) + " bytes in all", lease.tag.name);
-  }
-  require_open(lease.tag);
-  const uint64_t sweeps = book_.sweeps_wanted;
-  for (int growths = 0; growths < GROWTHS_MAX;) {
-    if (const auto offset = lease.range.allocate(size_bytes)) return lease.base + *offset;
-    if (lease.growth.active) {
-      // One growth at a time: the next may find room in what this one brings.
-      if (!book_.changed.wait_until(lock, deadline, [&] { return !lease.growth.active; })) throw no_answer(timeout_ms);
-      require_open(lease.tag);
-      continue;
-    }
-    if (book_.sweeps_done < sweeps) {
-      give_back(lock, sweeps, deadline);
-      require_open(lease.tag);
-      continue;
-    }
-    ++growths;
-    try {
-      grow(lock, lease, size_bytes, left_of(deadline, timeout_ms));
-    } catch (const Error &error) {
-      // What other leases of this process have to spare may be all that is missing.
-      if (error.name != "OutOfDeviceMemory" || !book_.release_spares(Clock::time_point::max())) throw;
-      wake_.ring();
-      give_back(lock, book_.sweeps_wanted, deadline);
-    }
-    if (lease.tag.is_paused()) throw wrong_state("tag " + lease.tag.name + " was paused meanwhile", lease.tag.name);
-  }
-  throw driver_failed("the daemon granted frames that don't make up " + std::to_string(size_bytes) + " bytes in a row");
-}
-
-// How much more than it needs a lease asks for, so that many allocations take few growths and few frames.
-uint64_t Client::spare_for(const Lease &lease, const Range::Window &window) const {
-  const uint64_t most = std::min(SPARE_BYTES_MAX, book_.welcome.capacity_bytes / SPARE_SHARE);
-  const uint64_t wanted = std::min(std::max(SPARE_NEEDS * window.need_bytes, SPARE_GROWTH * lease.range.slot_bytes()), most);
-  const uint64_t spare_bytes = wanted / book_.slot_bytes_min() * book_.slot_bytes_min();
-  return lease.range.is_hole(window.begin, window.need_bytes + spare_bytes) ? spare_bytes : 0;
-}
-
-void Client::grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
-  const auto window = lease.range.plan_growth(size_bytes);
-  if (!window) throw driver_failed("the range of tag " + lease.tag.name + " has no addresses left");
-  const uint64_t spare_bytes = spare_for(lease, *window);
-  lease.growth = Growth{true, window->begin, window->begin, window->begin + window->need_bytes + spare_bytes, {}};
-  const record::Lease request{
-      0, static_cast<uint8_t>(lease.contents), window->need_bytes, spare_bytes, timeout_ms, lease.tag.name};
-  try {
-    ask(lock, request, timeout_ms, &lease);
-  } catch (const Error &) {
-    end_growth(lease);
-    throw;
-  }
-  end_growth(lease);
-}
-
-// Opens what has arrived, for the caller first of all: it holds the lock.
-void Client::end_growth(Lease &lease) {
-  for (const uint64_t slot : lease.growth.arrived) lease.range.open_spare(slot);
-  lease.growth = Growth{};
-  lease.spare_until = Clock::now() + SPARE_LIFE;
-  book_.want_sweep(lease);
-  book_.changed.notify_all();
-  wake_.ring();
-}
-
-void Client::free_after(void *address, void *stream) {
-  free_put_off();
-  free_after(PutOff{address, stream});
-}
-
-void Client::free_when_quiet(void *address) {
-  free_put_off();
-  free_after(PutOff{address, std::nullopt});
-}
-
-bool Client::wait_for(const std::optional<void *> &stream) {
-  return stream ? device_->wait_stream(*stream) : !device_->quiesce();
-}
-
-void Client::free_after(const PutOff &one) {
-  if (wait_for(one.stream)) {
-    free(one.address);
-    return;
-  }
-  const Lock lock(book_.mutex);
-  put_off_.push_back(one);
-}
-
-// Tries once more what a capture has put off.
-void Client::free_put_off() {
-  std::vector<PutOff> waiting;
-  {
-    const Lock lock(book_.mutex);
-    if (put_off_.empty()) return;
-    waiting.swap(put_off_);
-  }
-  for (const PutOff &one : waiting) free_after(one);
-}
-
-uint64_t Client::free_bytes() {
-  Lock lock(book_.mutex);
-  require_open();
-  // What is free in this process already is as good as what the daemon has.
-  give_back_all(lock, deadline_of(CONNECT_MS));
-  return ask(lock, record::AskFree{0}, CONNECT_MS).free_bytes;
-}
-
-void Client::make_room(uint64_t size_bytes) {
-  Lock lock(book_.mutex);
-  require_open();
-  give_back_all(lock, deadline_of(CONNECT_MS));
-  ask(lock, record::MakeRoom{0, size_bytes, ROOM_LASTS_MS, 0}, 0);
-}
-
-void Client::free(void *address) {
-  const Lock lock(book_.mutex);
-  Lease *lease = book_.find_lease_at(address);
-  if (lease == nullptr) throw invalid_argument("this address was never leased");
-  const auto offset = static_cast<uint64_t>(static_cast<char *>(address) - lease->base);
-  if (!lease->range.free(offset)) throw invalid_argument("no allocation starts at this address", lease->tag.name);
-  if (lease->range.empty().empty() && !book_.closed) return;
-  book_.want_sweep(*lease);
-  wake_.ring();
+  return lease != nullptr ? *lease : book_.make_lease(tag, contents, range_bytes);
 }
 
 // Closes the gates of all these tags, or, if a scope is inside one, of none.

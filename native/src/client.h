@@ -43,7 +43,12 @@ class Client {
   void get_info(vrb_info &info);
   void get_stats(vrb_stats &stats);
 
-  Lease &open_lease(const std::string &tag, vrb_contents contents);
+  // Finds the range for a tag and policy, or makes one, at least so large.
+  Lease &open_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes = 0);
+  // Allocates these very bytes of the range: for who keeps its own books of them, and uses the lease for nothing else.
+  void allocate_at(Lease &lease, uint64_t offset, uint64_t size_bytes, uint32_t timeout_ms);
+  // Whether the daemon would lend so much at once.
+  bool has_room_for(uint64_t size_bytes);
   void *allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
   void free(void *address);
   // Frees it once what was given to this stream of the device is done; at a later call if that can't be waited for now.
@@ -114,7 +119,9 @@ class Client {
   void give_back(Lock &lock, uint64_t sweeps, Clock::time_point deadline);
   void give_back_all(Lock &lock, Clock::time_point deadline);
   uint64_t spare_for(const Lease &lease, const Range::Window &window) const;
-  void grow(Lock &lock, Lease &lease, uint64_t size_bytes, uint32_t timeout_ms);
+  void grow(Lock &lock, Lease &lease, const Range::Window &window, uint32_t timeout_ms);
+  void grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &window, Clock::time_point deadline, uint32_t timeout_ms);
+  void settle_growth(Lock &lock, Lease &lease, Clock::time_point deadline, uint32_t timeout_ms);
   void end_growth(Lease &lease);
   void close_gates(const std::vector<Tag *> &tags);
   template <class Body>

@@ -10,6 +10,7 @@
 #include "client.h"
 #include "interposer.h"
 #include "registry.h"
+#include "vmm.h"
 
 namespace {
 
@@ -23,11 +24,8 @@ constexpr int ERROR_MEMORY_ALLOCATION = 2;
 // Whether what this thread allocates is leased, where the process leases its own memory.
 thread_local bool leases = true;
 
-bool is_out_of_memory(const vrb::Error &error) {
-  return error.name == "OutOfDeviceMemory" || error.name == "QuotaExceeded" || error.name == "WaitExpired" ||
-         error.status == VRB_INVALID ||
-         (error.name == "DriverFailed" && error.message.find("CUDA_ERROR_OUT_OF_MEMORY") != std::string::npos);
-}
+// What a size can have wrong here is that the device is smaller.
+bool means_no_memory(const vrb::Error &error) { return error.status == VRB_INVALID || vrb::is_no_memory_to_cuda(error); }
 
 // Returns what there is for this thread's device; null where the runtime is to answer alone.
 Attachment *attachment(const vrb_cudart &real, Interposer *interposer) {
@@ -70,7 +68,7 @@ int vrb_cuda_malloc(const vrb_cudart *real, void **pointer, size_t size) {
     return SUCCESS;
   } catch (...) {
     const vrb::Error error = vrb::current_error();
-    if (is_out_of_memory(error)) return ERROR_MEMORY_ALLOCATION;
+    if (means_no_memory(error)) return ERROR_MEMORY_ALLOCATION;
     interposer->say(error.name + ": " + error.message + "; what is allocated now is not leased");
   }
   return allocate_plain(*real, pointer, size);
@@ -104,17 +102,31 @@ int vrb_cuda_mem_get_info(const vrb_cudart *real, size_t *free, size_t *total) {
   return result;
 }
 
+void *vrb_driver_entry(const vrb_cudart *real, const char *symbol, void *entry) {
+  return symbol == nullptr || entry == nullptr ? entry : vrb::driver_entry(*real, symbol, entry);
+}
+
 int vrb_thread_leases(int lease) {
   const int before = leases ? 1 : 0;
   leases = lease != 0;
   return before;
 }
 
+static vrb::ProcessMemory *memory_of(vrb_client *client) {
+  const vrb::Client &of = vrb::client_of(client);
+  Interposer *const interposer = Interposer::get();
+  return interposer == nullptr ? nullptr : interposer->memory_of(of);
+}
+
+vrb_status vrb_process_divert(vrb_client *client, int elsewhere, vrb_error *error) {
+  return vrb::guarded(error, [&] {
+    if (vrb::ProcessMemory *const memory = memory_of(client)) memory->divert(elsewhere != 0);
+  });
+}
+
 vrb_status vrb_process_tags(vrb_client *client, char *tags, size_t size, vrb_error *error) {
   return vrb::guarded(error, [&] {
-    const vrb::Client &of = vrb::client_of(client);
-    Interposer *const interposer = Interposer::get();
-    vrb::ProcessMemory *const memory = interposer == nullptr ? nullptr : interposer->memory_of(of);
+    vrb::ProcessMemory *const memory = memory_of(client);
     std::string names;
     for (const std::string &name : memory == nullptr ? std::vector<std::string>{} : memory->tags()) {
       names += names.empty() ? name : " " + name;

@@ -81,6 +81,14 @@ ProcessMemory *Interposer::memory_of(const Client &client) {
   return nullptr;
 }
 
+ProcessMemory *Interposer::memory_with(const void *address) {
+  for (std::size_t i = 0; i < attachments_.size(); ++i) {
+    if (!tried_[i].load(std::memory_order_acquire) || attachments_[i].memory == nullptr) continue;
+    if (attachments_[i].memory->is_reserved(address)) return attachments_[i].memory.get();
+  }
+  return nullptr;
+}
+
 void Interposer::say(const std::string &what) {
   const std::lock_guard lock(saying_);
   if (!said_.insert(what).second) return;

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "process_memory.h"
+#include "status.h"
 #include "vrambroker/vrambroker.h"
 
 namespace vrb {
@@ -30,6 +31,11 @@ struct Attachment {
   std::unique_ptr<ProcessMemory> memory;  // none where the process leases nothing but its regions
 };
 
+// Whether CUDA would call this out of memory: a budget that is used up is that, too.
+inline bool is_no_memory_to_cuda(const Error &error) {
+  return is_out_of_memory(error) || error.name == "QuotaExceeded" || error.name == "WaitExpired";
+}
+
 class Interposer {
  public:
   static constexpr int DEVICES_MAX = 64;
@@ -41,6 +47,9 @@ class Interposer {
   Attachment &attachment(int ordinal);
   // Returns the process's own memory at this client; null if there is none.
   ProcessMemory *memory_of(const Client &client);
+  // Returns the one that has reserved these addresses; null if none has.
+  ProcessMemory *memory_with(const void *address);
+  bool leases_process() const { return own_.has_value(); }
   // Writes a line to stderr, once for each `what`.
   void say(const std::string &what);
 

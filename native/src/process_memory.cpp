@@ -29,32 +29,101 @@ void *ProcessMemory::allocate(uint64_t size_bytes) {
   }
 }
 
+void *ProcessMemory::reserve(uint64_t size_bytes) {
+  const std::lock_guard lock(mutex_);
+  for (Reservation &one : reservations_) {
+    if (one.taken || one.member.lease->range.size_bytes() < size_bytes || !revive(one.member)) continue;
+    one.taken = true;
+    return one.member.lease->base;
+  }
+  const std::string name = tag_ + "+e" + std::to_string(reservations_.size() + 1);
+  reservations_.push_back({{&client_.open_lease(name, contents_, size_bytes), false}, true});
+  return reservations_.back().member.lease->base;
+}
+
+ProcessMemory::Reservation *ProcessMemory::reservation_at(const void *address) {
+  const auto at = reinterpret_cast<uintptr_t>(address);
+  for (Reservation &one : reservations_) {
+    const auto base = reinterpret_cast<uintptr_t>(one.member.lease->base);
+    if (at >= base && at - base < one.member.lease->range.size_bytes()) return &one;
+  }
+  return nullptr;
+}
+
+bool ProcessMemory::unreserve(void *address) {
+  const std::lock_guard lock(mutex_);
+  Reservation *const found = reservation_at(address);
+  if (found == nullptr || found->member.lease->base != address) return false;
+  found->taken = false;
+  return true;
+}
+
+bool ProcessMemory::is_reserved(const void *address) {
+  const std::lock_guard lock(mutex_);
+  return reservation_at(address) != nullptr;
+}
+
+bool ProcessMemory::has_room_for(uint64_t size_bytes) {
+  vrb_info info;
+  client_.get_info(info);
+  const uint64_t frame = info.frame_bytes_min;
+  // What begins within a frame may end within another.
+  return client_.has_room_for((size_bytes + frame - 1) / frame * frame + frame);
+}
+
+void ProcessMemory::map(void *address, uint64_t size_bytes) {
+  Lease *lease = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    Reservation *const found = reservation_at(address);
+    if (found == nullptr) throw invalid_argument("these addresses are not reserved");
+    lease = found->member.lease;
+  }
+  client_.allocate_at(*lease, static_cast<uint64_t>(static_cast<char *>(address) - lease->base), size_bytes, TIMEOUT_MS);
+}
+
+void ProcessMemory::unmap(void *address) { client_.free(address); }
+
 std::vector<std::string> ProcessMemory::tags() {
   const std::lock_guard lock(mutex_);
   std::vector<std::string> names;
-  for (const Lease *member : members_) names.push_back(member->tag.name);
+  for (const Member &member : members_) names.push_back(member.lease->tag.name);
+  for (const Reservation &one : reservations_) names.push_back(one.member.lease->tag.name);
   return names;
+}
+
+void ProcessMemory::divert(bool elsewhere) {
+  const std::lock_guard lock(mutex_);
+  for (Member &member : members_) member.old = elsewhere;
+  for (Reservation &one : reservations_) one.member.old = elsewhere;
 }
 
 Lease &ProcessMemory::open_member() {
   const std::lock_guard lock(mutex_);
-  for (Lease *member : members_) {
-    if (!client_.is_paused(member->tag.name)) return *member;
+  for (const Member &member : members_) {
+    if (!member.old && !client_.is_paused(member.lease->tag.name)) return *member.lease;
   }
-  for (Lease *member : members_) {
-    if (client_.allocated_bytes(member->tag.name) != 0) continue;
-    // There is nothing to bring back.
-    client_.resume({member->tag.name}, 0);
-    return *member;
+  for (Member &member : members_) {
+    if (revive(member)) return *member.lease;
   }
   return next_member();
+}
+
+// Makes a member usable again that is empty: there is nothing to bring back.
+bool ProcessMemory::revive(Member &member) {
+  const std::string &name = member.lease->tag.name;
+  if (client_.allocated_bytes(name) != 0) return false;
+  if (!client_.is_paused(name)) return !member.old;
+  client_.resume({name}, 0);
+  member.old = false;
+  return true;
 }
 
 Lease &ProcessMemory::next_member() {
   const std::size_t number = members_.size() + 1;
   const std::string name = number == 1 ? tag_ : tag_ + "+p" + std::to_string(number);
-  members_.push_back(&client_.open_lease(name, contents_));
-  return *members_.back();
+  members_.push_back({&client_.open_lease(name, contents_), false});
+  return *members_.back().lease;
 }
 
 }  // namespace vrb

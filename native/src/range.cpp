@@ -83,13 +83,26 @@ std::optional<uint64_t> Range::allocate(uint64_t size_bytes) {
     const auto [span_bytes, begin] = *it;
     const uint64_t offset = up(begin, alignment);
     if (offset + size_bytes > begin + span_bytes) continue;
-    cut_free(offset, size_bytes);
-    used_[offset] = size_bytes;
-    allocated_bytes_ += size_bytes;
-    mark_filled(offset, size_bytes);
+    take(offset, size_bytes);
     return offset;
   }
   return std::nullopt;
+}
+
+void Range::take(uint64_t offset, uint64_t size_bytes) {
+  cut_free(offset, size_bytes);
+  used_[offset] = size_bytes;
+  allocated_bytes_ += size_bytes;
+  mark_filled(offset, size_bytes);
+}
+
+bool Range::allocate_at(uint64_t offset, uint64_t size_bytes) {
+  const auto behind = free_.upper_bound(offset);
+  if (behind == free_.begin()) return false;
+  const auto &[begin, span_bytes] = *std::prev(behind);
+  if (offset + size_bytes > begin + span_bytes) return false;
+  take(offset, size_bytes);
+  return true;
 }
 
 bool Range::is_allocated(uint64_t offset, uint64_t size_bytes) const {
@@ -162,6 +175,19 @@ std::optional<Range::Window> Range::plan_growth(uint64_t size_bytes) const {
     best_hole_bytes = hole_bytes;
   }
   return best;
+}
+
+std::optional<Range::Window> Range::plan_growth_at(uint64_t offset, uint64_t size_bytes) const {
+  for (const auto &[hole, hole_bytes] : holes_) {
+    const uint64_t hole_end = hole + hole_bytes;
+    if (hole_end <= offset || hole >= offset + size_bytes) continue;
+    // Slots begin and end on borders of the smallest, so holes do.
+    const uint64_t begin = std::max(hole, down(offset, slot_bytes_min_));
+    const uint64_t end = std::min(hole_end, up(offset + size_bytes, slot_bytes_min_));
+    if ((end - begin) % slot_bytes_min_ != 0) return std::nullopt;
+    return Window{begin, end - begin};
+  }
+  return std::nullopt;
 }
 
 bool Range::is_hole(uint64_t offset, uint64_t size_bytes) const {

@@ -32,6 +32,8 @@ class Range {
 
   // The smallest free span that fits, lowest first. Nothing if none does.
   std::optional<uint64_t> allocate(uint64_t size_bytes);
+  // Allocates these very bytes; false unless all of them are free.
+  bool allocate_at(uint64_t offset, uint64_t size_bytes);
   // Whether one allocation holds all of these bytes.
   bool is_allocated(uint64_t offset, uint64_t size_bytes) const;
   // Returns the bytes freed, or nothing if no allocation starts there.
@@ -40,6 +42,8 @@ class Range {
   // The place where the fewest new slot bytes make room for the request: beside free spans, in a hole or at the end.
   // Nothing if the range has no addresses left for it.
   std::optional<Window> plan_growth(uint64_t size_bytes) const;
+  // The first place where slots are missing among these bytes. Nothing if none are, or if addresses are that no slot fits.
+  std::optional<Window> plan_growth_at(uint64_t offset, uint64_t size_bytes) const;
   // Whether these addresses are a hole.
   bool is_hole(uint64_t offset, uint64_t size_bytes) const;
   // Behind the last slot.
@@ -80,6 +84,7 @@ class Range {
   void drop_free(Spans::iterator span);
   void put_free(uint64_t offset, uint64_t size_bytes);
   void cut_free(uint64_t offset, uint64_t size_bytes);
+  void take(uint64_t offset, uint64_t size_bytes);
   void mark_filled(uint64_t offset, uint64_t size_bytes);
   void mark_emptied(uint64_t offset, uint64_t size_bytes);
   std::optional<Window> window_in(uint64_t hole, uint64_t hole_bytes, uint64_t size_bytes) const;

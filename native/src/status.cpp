@@ -56,6 +56,11 @@ Error forked() {
   return {VRB_FORKED, "WrongState", "this process was forked from the one that connected; connect anew"};
 }
 
+bool is_out_of_memory(const Error &error) {
+  return error.name == "OutOfDeviceMemory" ||
+         (error.name == "DriverFailed" && error.message.find("CUDA_ERROR_OUT_OF_MEMORY") != std::string::npos);
+}
+
 void fill(vrb_error *into, const Error &error) noexcept {
   if (into == nullptr) return;
   put_text(into->name, error.name);

@@ -38,6 +38,9 @@ Error driver_failed(const std::string &failure);
 Error version_mismatch(const std::string &message);
 Error forked();
 
+// Whether there was no memory to be had: the daemon had none, or the driver less than the ledger says.
+bool is_out_of_memory(const Error &error);
+
 // Writes a text into a field of the C border, cut to its length.
 template <std::size_t N>
 void put_text(char (&into)[N], const std::string &text) noexcept {

@@ -24,12 +24,9 @@ std::array<std::atomic<vrb_lease *>, VRB_TORCH_HOOKS> hooked;
 thread_local std::optional<vrb::Error> last_error;
 
 // Out of memory is what torch is told by null, and then it tells its user so. Nothing else is to look like that. What is
-// wrong with the size itself, when there is one, is that the device is smaller; and the driver may have less than the
-// ledger says, while somebody else uses the device.
-bool is_out_of_memory(const vrb::Error &error, ptrdiff_t size) {
-  if (error.status == VRB_INVALID) return size > 0;
-  return error.name == "OutOfDeviceMemory" ||
-         (error.name == "DriverFailed" && error.message.find("CUDA_ERROR_OUT_OF_MEMORY") != std::string::npos);
+// wrong with the size itself, when there is one, is that the device is smaller.
+bool means_null(const vrb::Error &error, ptrdiff_t size) {
+  return error.status == VRB_INVALID ? size > 0 : vrb::is_out_of_memory(error);
 }
 
 // Not noexcept: what is not out of memory goes through torch as an exception, which Python sees as a RuntimeError.
@@ -42,7 +39,7 @@ void *allocate(std::size_t hook, ptrdiff_t size) {
   } catch (...) {
     last_error = vrb::current_error();
   }
-  if (is_out_of_memory(*last_error, size)) return nullptr;
+  if (means_null(*last_error, size)) return nullptr;
   throw std::runtime_error(last_error->name + ": " + last_error->message);
 }
 

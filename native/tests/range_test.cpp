@@ -58,7 +58,8 @@ class Play {
 
   void step() {
     const uint32_t what = static_cast<uint32_t>(random_() % 100);
-    if (what < 55) allocate();
+    if (what < 45) allocate();
+    else if (what < 55) allocate_at();
     else if (what < 90) free();
     else give_back();
     check();
@@ -91,6 +92,26 @@ class Play {
     live_.push_back({*offset, bytes, last_});
   }
 
+  // Any place at all: it is had if all of it is free, grown into what is missing if nothing of it is taken, and else refused.
+  void allocate_at() {
+    const uint64_t bytes = Range::GRANULE_BYTES * (1 + random_() % (3 * SLOT / Range::GRANULE_BYTES));
+    const uint64_t offset = Range::GRANULE_BYTES * (random_() % ((24 * MIB - bytes) / Range::GRANULE_BYTES));
+    bool had = range_.allocate_at(offset, bytes);
+    CHECK_EQ(had, model_.all(offset, bytes, 0));
+    while (!had) {
+      const auto window = range_.plan_growth_at(offset, bytes);
+      if (!window) break;
+      CHECK(range_.is_hole(window->begin, window->need_bytes));
+      CHECK(window->begin < offset + bytes && window->begin + window->need_bytes > offset);
+      fill(*window);
+      had = range_.allocate_at(offset, bytes);
+    }
+    CHECK_EQ(had, model_.all(offset, bytes, 0));
+    if (!had) return;
+    model_.put(offset, bytes, ++last_);
+    live_.push_back({offset, bytes, last_});
+  }
+
   // After a planned growth the request must fit, whatever sizes the new slots come in.
   void grow(uint64_t wanted) {
     const auto window = range_.plan_growth(wanted);
@@ -98,8 +119,15 @@ class Play {
     CHECK(range_.is_hole(window->begin, window->need_bytes));
     CHECK_EQ(window->need_bytes % SLOT, uint64_t{0});
     CHECK(window->need_bytes <= (wanted + SLOT - 1) / SLOT * SLOT);
-    uint64_t at = window->begin;
-    const uint64_t end = window->begin + window->need_bytes;
+    fill(*window);
+    const auto offset = range_.allocate(wanted);
+    CHECK(offset.has_value());
+    range_.free(*offset);
+  }
+
+  void fill(const Range::Window &window) {
+    uint64_t at = window.begin;
+    const uint64_t end = window.begin + window.need_bytes;
     while (at < end) {
       const uint64_t most = (end - at) / SLOT;
       const uint64_t bytes = SLOT * (1 + random_() % most);
@@ -111,9 +139,6 @@ class Play {
       slots_[slot] = {at, bytes};
       at += bytes;
     }
-    const auto offset = range_.allocate(wanted);
-    CHECK(offset.has_value());
-    range_.free(*offset);
   }
 
   void free() {

@@ -82,6 +82,52 @@ torch.cuda.synchronize()
 tell("replayed", kv[0].item(), kv[-1].item())
 """
 
+# torch maps its segments itself; some of it was made before, and some is made after, as verl switches.
+EXPANDABLE = """
+memory = connect("trainer")
+switch = getattr(torch._C, "_accelerator_setAllocatorSettings", None) or torch.cuda.memory._set_allocator_settings
+if told() == "switched":
+    early = torch.full((32 * MIB,), 4.0, device="cuda")
+    switch("expandable_segments:True")
+def sizes():
+    return sum(segment["total_size"] for segment in torch.cuda.memory_snapshot() if segment["is_expandable"]) // MIB
+big = torch.full((256 * MIB,), 1.0, device="cuda")
+small = [torch.full((1024,), float(i), device="cuda") for i in range(100)]
+growing = [torch.full((8 * MIB,), float(i), device="cuda") for i in range(24)]
+del growing[::2]
+linear = torch.nn.Linear(4096, 4096, device="cuda")
+x = torch.ones(64, 4096, device="cuda")
+linear(x).sum().backward()
+before = [one.data_ptr() for one in (big, *small, *growing, linear.weight.grad)]
+grad = linear.weight.grad.clone()
+tell("leased", sizes() >= 1024, memory.stats().mapped_bytes // MIB >= sizes())
+for turn in range(3):
+    memory.pause(release=True)
+    away = memory.stats().mapped_bytes
+    asleep = torch.full((64 * MIB,), 9.0, device="cuda")
+    memory.resume()
+    kept = bool((big == 1.0).all()) and all(one.mean().item() == i for i, one in enumerate(small))
+    kept = kept and all(one.mean().item() == 2 * i + 1 for i, one in enumerate(growing)) and grad.equal(linear.weight.grad)
+    tell("turn", away, kept, asleep.mean().item())
+    del asleep
+tell("same", before == [one.data_ptr() for one in (big, *small, *growing, linear.weight.grad)])
+switch("expandable_segments:False")
+late = torch.full((300 * MIB,), 5.0, device="cuda")
+memory.pause(release=True)
+memory.resume()
+tell("late", late.mean().item(), big.mean().item())
+switch("expandable_segments:True")
+del big, late
+torch.cuda.empty_cache()
+left = memory.stats().allocated_bytes // MIB
+free, _ = torch.cuda.mem_get_info()
+try:
+    torch.empty(free + GIB, dtype=torch.uint8, device="cuda")
+except torch.OutOfMemoryError:
+    tell("full", left < 1200)
+tell("fits", torch.full((free - GIB,), 1, dtype=torch.uint8, device="cuda")[-1].item())
+"""
+
 FREE = """
 free, total = torch.cuda.mem_get_info()
 real = torch.cuda.get_device_properties(0).total_memory
@@ -153,6 +199,21 @@ def test_a_graph_replays_after_its_private_pool_was_away(start_program: StartPro
     worker = start_program(GRAPH)
     assert worker.hear() == "captured 2.0"
     assert worker.hear() == "replayed 3.0 3.0"
+    worker.end()
+
+
+@pytest.mark.parametrize("how", ["from the start", "switched"])
+def test_expandable_segments_are_leased_and_paused(how: str, start_program: StartProgram) -> None:
+    setting = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if how == "from the start" else {}
+    worker = start_program(EXPANDABLE, **setting)
+    worker.say(how)
+    assert worker.hear() == "leased True True"
+    for _ in range(3):
+        assert worker.hear() == "turn 0 True 9.0"
+    assert worker.hear() == "same True"
+    assert worker.hear() == "late 5.0 1.0"
+    assert worker.hear() == "full True"
+    assert worker.hear() == "fits 1"
     worker.end()
 
 

@@ -129,8 +129,8 @@ tell(*memory.process_tags)
     assert worker.hear() == "all all+p2 True"
     assert tags_of(control)["trainer/all"] == 0
     assert worker.ask() == "True True"
-    assert worker.hear() == "all all+p2 all+p3"
-    assert worker.hear() == "all all+p2 all+p3", "what is empty is taken again"
+    assert worker.hear() == "all all+p2 all+p3 all+p4"
+    assert worker.hear() == "all all+p2 all+p3 all+p4", "what is empty is taken again"
     worker.end()
 
 

@@ -9,6 +9,7 @@ import pytest
 from vrambroker.broker import launch
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.client.discovery import Endpoint
+from vrambroker.client.native import preload_path
 from vrambroker.client.saver import SHIM_FOLDER, STARTUP_FOLDER
 from vrambroker.client.saver.settings import beginning, releases_at_pause, retains_backup, timeout_s
 from vrambroker.client.saver.tags import Tags, label_of
@@ -145,9 +146,12 @@ def test_a_program_is_given_what_it_needs_and_keeps_its_own() -> None:
         "VRAMBROKER_NAME": "trainer",
         "VRAMBROKER_DEVICE": "host:3",
         "VRAMBROKER_RUN_DIR": "/run/x",
+        "LD_PRELOAD": preload_path(),
     }
     # A program that is run by one that is run.
     assert launch.environment_for(wishes, (endpoint,), made) == made
+    theirs = launch.environment_for(wishes, (endpoint,), {"LD_PRELOAD": "/their.so  /other.so"})["LD_PRELOAD"]
+    assert theirs == f"{preload_path()}:/their.so:/other.so"
     other = Endpoint(device="host:4", directory=Path("/run/y/host:4"))
     several = launch.environment_for(wishes, (endpoint, other), {})
     assert not {"VRAMBROKER_DEVICE", "VRAMBROKER_RUN_DIR"} & several.keys()

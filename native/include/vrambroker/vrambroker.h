@@ -234,8 +234,16 @@ VRB_API int vrb_cuda_free(const vrb_cudart *real, void *pointer);
  * has in use, leased or not, what others have in use and can't give, and what the broker keeps free or does not lend. */
 VRB_API int vrb_cuda_mem_get_info(const vrb_cudart *real, size_t *free, size_t *total);
 
+/* What a program is given that asks the runtime for an entry point of the driver, which is `entry`: where the process leases
+ * its own memory, some calls for memory that a program maps for itself (torch's expandable segments) come here. */
+VRB_API void *vrb_driver_entry(const vrb_cudart *real, const char *symbol, void *entry);
+
 /* Whether what this thread allocates by vrb_cuda_malloc is leased, from now on. Returns what it was. At first it is. */
 VRB_API int vrb_thread_leases(int lease);
+
+/* Have the process's own memory come from elsewhere than from what it has, which is about to be paused; or from anywhere
+ * again. */
+VRB_API vrb_status vrb_process_divert(vrb_client *client, int elsewhere, vrb_error *error);
 
 /* The tags of the process's own memory, with a space between; empty where it leases none. A new one is taken while all of
  * them are paused. */
