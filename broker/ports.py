@@ -7,7 +7,7 @@ is delivered through `Deliver`, which may be called from any thread.
 from collections.abc import Callable
 from typing import Protocol
 
-from vrambroker.broker.core.effects import Extent, Outcome, Publish, SendCopy, SendGrant, SendRecall, SpillPlace
+from vrambroker.broker.core.effects import Effect, Extent, Outcome, Publish, SendCopy, SendGrant, SendRecall, SpillPlace
 from vrambroker.broker.core.errors import BrokerError
 from vrambroker.broker.core.events import Event
 from vrambroker.broker.core.ids import (
@@ -21,8 +21,17 @@ from vrambroker.broker.core.ids import (
     SessionId,
     TransferId,
 )
+from vrambroker.broker.core.snapshot import Snapshot
 
 Deliver = Callable[[Event], None]
+
+
+class Core(Protocol):
+    """The pure broker, as `broker/core/broker.py` implements it."""
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]: ...
+    def next_deadline(self) -> Instant | None: ...
+    def snapshot(self) -> Snapshot: ...
 
 
 class Clock(Protocol):

@@ -49,6 +49,7 @@ Report = (
     | ev.CallAbandoned
     | ev.Drain
     | ev.DeadlineReached
+    | ev.Reconfigure
     | ev.Arrived
     | ev.Left
     | ev.Copied
@@ -117,6 +118,7 @@ class Broker:
                 | ev.CallAbandoned()
                 | ev.Drain()
                 | ev.DeadlineReached()
+                | ev.Reconfigure()
                 | ev.Arrived()
                 | ev.Left()
                 | ev.Copied()
@@ -269,6 +271,8 @@ def _report(book: Book, event: Report) -> None:
             _drain(book)
         case ev.DeadlineReached():
             _expire(book)
+        case ev.Reconfigure():
+            outside.reconfigure(book, event)
         case ev.Arrived():
             reports.arrived(book, event)
         case ev.Left():

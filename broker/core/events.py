@@ -22,6 +22,7 @@ from vrambroker.broker.core.ids import (
     TicketId,
     TransferId,
 )
+from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.core.phase import PhasePlan
 
 
@@ -425,6 +426,16 @@ class OutsideMeasured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reconfigure:
+    """The operator has changed what may be changed while there are leases; as in `Limits`."""
+
+    keep_free_bytes: int
+    outside_per_session_bytes: int
+    eager: Eager
+    copy_ahead_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameDestroyed:
     frame: FrameId
 
@@ -501,6 +512,7 @@ Event = (
     | CallAbandoned
     | Drain
     | DeadlineReached
+    | Reconfigure
     | Arrived
     | Left
     | Copied
