@@ -10,7 +10,7 @@ MACHINE_PATH := $(subst $(CURDIR)/$(BIN):,,$(PATH))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMP := $(VENV)/.ready
 SOURCES_OF_BUILD := pyproject.toml CMakeLists.txt constraints.txt proto/vrambroker/v1/broker.proto native/CMakeLists.txt \
-  $(wildcard native/src/* native/preload/* native/include/vrambroker/*)
+  $(wildcard native/src/* native/preload/* native/include/vrambroker/* deploy/systemd/*)
 # OFFLINE=1: what this machine's Python already has, and the wheels in .wheels/, which lie only where there is no network.
 ifndef OFFLINE
 OFFLINE := $(wildcard .wheels)

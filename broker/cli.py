@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vrambroker.broker import service_cli
 from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
-from vrambroker.broker.core.limits import Eager
+from vrambroker.broker.reporting import one_line, report, reported
 
 if TYPE_CHECKING:
     from vrambroker.broker.plan.model import Plan
@@ -29,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(service_cli.serve)
+app.command("install-systemd")(service_cli.install_systemd)
+app.command()(service_cli.doctor)
 
 Device = Annotated[
     str | None,
@@ -53,27 +57,6 @@ def _seconds(value: float) -> float:
     if math.isnan(value) or value < 0:
         raise typer.BadParameter(f"{value} is no time: expected seconds, 0 or more")
     return value
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turn an expected error into one line on stderr and exit code 1."""
-    try:
-        yield
-    except (BrokerError, OSError) as error:
-        _report(error)
-        raise typer.Exit(1) from None
-
-
-def _report(error: BrokerError | OSError) -> None:
-    """Write the error's one line. What others said may be in it, and is not to act on the terminal."""
-    text = error.message if isinstance(error, BrokerError) else str(error)
-    print(f"{type(error).__name__}: {one_line(text)}", file=sys.stderr)  # noqa: T201
-
-
-def one_line(text: str, but: str = "") -> str:
-    """Return the text with everything that is not printable spelled out, `but` for these."""
-    return "".join(letter if letter.isprintable() or letter in but else ascii(letter)[1:-1] for letter in text)
 
 
 def _use_run_dir(run_dir: Path | None) -> None:
@@ -130,61 +113,6 @@ def _reachable(
 
 
 @app.command()
-def serve(
-    device: Annotated[str, typer.Option(help="host, host:N, cuda, cuda:N or a GPU's UUID.")] = "host",
-    capacity: Annotated[
-        str | None,
-        typer.Option(help="Bytes to lend, such as 24GiB; by default a GPU less 2 GiB, a quarter of the host's memory."),
-    ] = None,
-    host_budget: Annotated[
-        str | None, typer.Option(help="Host memory for parked contents; half of the smallest memory limit.")
-    ] = None,
-    spill_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where contents go that the host has no room for, on a disk.")
-    ] = None,
-    spill_budget: Annotated[
-        str | None, typer.Option(help="How much of it, such as 200GiB; set aside on the disk at once.")
-    ] = None,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan of phases to begin with.")] = None,
-    keep_free: Annotated[
-        str | None, typer.Option(help="What stays free of a GPU for contexts, NCCL and other processes; 2 GiB.")
-    ] = None,
-    outside_per_session: Annotated[
-        str, typer.Option(help="What a session's process may have outside of leases before it counts as somebody else.")
-    ] = "4GiB",
-    eager: Annotated[
-        Eager, typer.Option(help="Take idle memory though nobody asks for it; auto: while others use the GPU.")
-    ] = Eager.AUTO,
-    copy_ahead: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME|off",
-            help="How long kept memory is idle before it is copied out while the link is idle; 200ms on a GPU, else off.",
-        ),
-    ] = None,
-    run_dir: RunDir = None,
-) -> None:
-    """Run the daemon of one device until SIGTERM."""
-    from vrambroker.broker.config import Config, OutsideRules
-    from vrambroker.broker.daemon import serve as serve_device
-
-    with _reported():
-        phases = None if plan is None else _read_plan(plan).phases
-        config = Config.of(
-            device=device,
-            capacity=capacity,
-            host_budget=host_budget,
-            run_dir=run_dir,
-            plan=phases,
-            spill_dir=spill_dir,
-            spill_budget=spill_budget,
-            outside=OutsideRules.of(keep_free=keep_free, per_session=outside_per_session, eager=eager),
-            copy_ahead=copy_ahead,
-        )
-        serve_device(config)
-
-
-@app.command()
 def status(
     device: Device = None,
     run_dir: RunDir = None,
@@ -198,10 +126,10 @@ def status(
     from vrambroker.broker.status_view import status_json, status_renderable
 
     _use_run_dir(run_dir)
-    with _reported(), ExitStack() as stack:
+    with reported(), ExitStack() as stack:
         controls, dead = _reachable(stack, _endpoints(device))
         for error in dead.values():
-            _report(error)
+            report(error)
         console = Console()
 
         def now() -> list["Status"]:
@@ -264,7 +192,7 @@ def pause(
 ) -> None:
     """Pause a session's tag, once it is out of use."""
     _use_run_dir(run_dir)
-    with _reported():
+    with reported():
         session, tag = _split(target)
         with _acting_on_session(session, device) as control:
             control.pause(session, (tag,), release=release, timeout_s=timeout)
@@ -281,7 +209,7 @@ def resume(
 ) -> None:
     """Resume a session's tag."""
     _use_run_dir(run_dir)
-    with _reported():
+    with reported():
         session, tag = _split(target)
         with _acting_on_session(session, device) as control:
             control.resume(session, (tag,), timeout_s=timeout)
@@ -296,7 +224,7 @@ def prioritize(
 ) -> None:
     """Set a tag's priority: who waits goes first, and who is idle is taken last."""
     _use_run_dir(run_dir)
-    with _reported():
+    with reported():
         session, tag = _split(target)
         with _acting_on_session(session, device) as control:
             control.prioritize(session, (tag,), priority)
@@ -319,7 +247,7 @@ def budget(
     from vrambroker.broker.sizes import parse_size
 
     _use_run_dir(run_dir)
-    with _reported():
+    with reported():
         soft_bytes, hard_bytes = (None if size is None else parse_size(size, "budget") for size in (soft, hard))
         session, _, tag = target.partition("/")
         with _acting_on_session(session, device) as control:
@@ -352,7 +280,7 @@ def make_room(
     from vrambroker.broker.sizes import parse_size
 
     _use_run_dir(run_dir)
-    with _reported(), _acting_on(_one_endpoint(device)) as control:
+    with reported(), _acting_on(_one_endpoint(device)) as control:
         ticket = control.make_room(parse_size(size, "size"), lasts_s=lasts, timeout_s=timeout)
         print(ticket)  # noqa: T201
 
@@ -365,7 +293,7 @@ def cancel(
 ) -> None:
     """End a ticket: what waits is refused, what is set aside is free again."""
     _use_run_dir(run_dir)
-    with _reported(), _acting_on(_one_endpoint(device)) as control:
+    with reported(), _acting_on(_one_endpoint(device)) as control:
         control.cancel(ticket)
 
 
@@ -380,7 +308,7 @@ def enter(
 ) -> None:
     """Enter a phase: what it lists is resumed and what other phases list is paused, in all sessions, or nothing is."""
     _use_run_dir(run_dir)
-    with _reported(), _acting_on(_one_endpoint(device)) as control:
+    with reported(), _acting_on(_one_endpoint(device)) as control:
         control.enter(phase, timeout_s=timeout)
 
 
@@ -394,7 +322,7 @@ def timeline(
     from vrambroker.client.timeline import write_timeline
 
     _use_run_dir(run_dir)
-    with _reported(), _acting_on(_one_endpoint(device)) as control:
+    with reported(), _acting_on(_one_endpoint(device)) as control:
         write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
 
 
@@ -415,10 +343,11 @@ def plan(
     from vrambroker.broker.plan.read import require_sizes
     from vrambroker.broker.plan.verdict import verdict
     from vrambroker.broker.plan.view import verdict_json, verdict_text
+    from vrambroker.broker.plan_file import read_plan_file
 
     _use_run_dir(run_dir)
-    with _reported():
-        planned = _read_plan(file)
+    with reported():
+        planned = read_plan_file(file)
         if planned.tags or not apply:
             require_sizes(planned)
             asked = planned.bounded(capacity, host_budget)
@@ -439,16 +368,6 @@ def _apply(planned: "Plan", device: str | None) -> None:
             order=phases.order.value,
             priorities={str(one.pattern): one.priority for one in phases.priorities},
         )
-
-
-def _read_plan(file: Path) -> "Plan":
-    from vrambroker.broker.plan.read import read_plan_of
-
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(message=f"{file}: this is no UTF-8: {error.reason}", argument="plan") from None
-    return read_plan_of(str(file), text)
 
 
 def _as_the_daemon_has(planned: "Plan", device: str | None) -> "Plan":
@@ -487,7 +406,7 @@ def run(
     wishes = launch.Wishes(
         name=name, tag=tag, contents=contents and contents.value, torch_memory_saver=torch_memory_saver
     )
-    with _reported():
+    with reported():
         for label, argument in ((name, "name"), (tag, "tag")):
             if label is not None:
                 check_label(label, argument)
@@ -495,13 +414,13 @@ def run(
     try:
         environment = launch.environment_for(wishes, _answering(device), environment)
     except (BrokerError, OSError) as error:
-        _report(error)
+        report(error)
         print(f"broker run: nothing is leased; {one_line(command[0])} runs as without it", file=sys.stderr)  # noqa: T201
     sys.stderr.flush()
     try:
         launch.become(command, environment)
     except OSError as error:
-        _report(error)
+        report(error)
         raise typer.Exit(launch.exit_code_of(error)) from None
 
 
@@ -527,7 +446,7 @@ def demo(
     """Run real RL: a trainer and a rollout engine that don't fit on the device together."""
     from vrambroker.client.demo.run import main as run_demo
 
-    with _reported():
+    with reported():
         raise typer.Exit(run_demo(device=device, report=report, size=size, seconds=seconds, steps=steps))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vrambroker.broker.adapters.memory_limit import memory_limit_bytes
+from vrambroker.broker.adapters.metrics.address import MetricsAddress
 from vrambroker.broker.adapters.places import Place, open_place
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import GIB, MIB, Eager
@@ -24,18 +25,23 @@ RUN_DIR_VARIABLE = "VRAMBROKER_RUN_DIR"
 SYSTEM_RUN_DIR = Path("/run/vrambroker")
 
 _HOST = re.compile(r"host(?::(\d{1,9}))?")
+_NUMBER = re.compile(r"\d{1,4}")
 _CUDA = re.compile(r"cuda(?::\d{1,4})?|(?:GPU|MIG)-[0-9a-fA-F-]+|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def parse_device(text: str) -> str:
-    """Return a device as `open_place` takes it: `host:N` (`host` is `host:0`), or a GPU; raises `InvalidArgument`."""
+    """Return a device as `open_place` takes it: `host:N` (`host` is `host:0`), or a GPU (a bare number is an index, as in
+    `vrambroker@0`); raises `InvalidArgument`.
+    """
     match = _HOST.fullmatch(text)
     if match is not None:
         return f"host:{int(match[1] or 0)}"
+    if _NUMBER.fullmatch(text) is not None:
+        return f"cuda:{int(text)}"
     if _CUDA.fullmatch(text) is not None:
         return text
     raise InvalidArgument(
-        message=f"device {text!r} is not host, host:N, cuda, cuda:N or a GPU's UUID", argument="device"
+        message=f"device {text!r} is not host, host:N, cuda, cuda:N, N or a GPU's UUID", argument="device"
     )
 
 
@@ -116,6 +122,7 @@ class Config:
     spill: SpillConfig | None = None
     outside: OutsideRules = OutsideRules()
     copy_ahead_ns: int | None = None
+    metrics: MetricsAddress | None = None
 
     @property
     def device(self) -> str:
@@ -134,6 +141,7 @@ class Config:
         spill_budget: str | None = None,
         outside: OutsideRules = OutsideRules(),
         copy_ahead: str | None = None,
+        metrics: MetricsAddress | None = None,
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -157,6 +165,7 @@ class Config:
             spill=_spill(spill_dir, spill_budget, sizes_bytes, budget_bytes),
             outside=rules,
             copy_ahead_ns=place.copy_ahead_ns if copy_ahead is None else _duration_or_off(copy_ahead),
+            metrics=metrics,
         )
 
 
@@ -223,3 +232,11 @@ def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -
             argument=argument,
         )
     return size_bytes - size_bytes % grain_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reread:
+    """A configuration read again by a running daemon. `left`: what was changed and can't be without a restart."""
+
+    config: Config
+    left: tuple[str, ...]

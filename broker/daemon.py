@@ -9,8 +9,12 @@ import logging
 import os
 import resource
 import signal
+import socket
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -25,6 +29,11 @@ from vrambroker.broker.adapters.handles import Greeting, HandleServer
 from vrambroker.broker.adapters.history import History
 from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.messages import Here, status_of
+from vrambroker.broker.adapters.metrics.address import listener, remove
+from vrambroker.broker.adapters.metrics.metered_core import MeteredCore
+from vrambroker.broker.adapters.metrics.page import Given, Page
+from vrambroker.broker.adapters.metrics.server import MetricsServer
+from vrambroker.broker.adapters.metrics.tally import Tally
 from vrambroker.broker.adapters.notify import notify
 from vrambroker.broker.adapters.outside_meter import OutsideMeter
 from vrambroker.broker.adapters.roster import Roster
@@ -32,16 +41,18 @@ from vrambroker.broker.adapters.rpc import BrokerService
 from vrambroker.broker.adapters.rpc_server import RpcServer
 from vrambroker.broker.adapters.run_dir import DeviceFolder
 from vrambroker.broker.adapters.spill_files import NoSpill, SpillFile, SpillFiles
+from vrambroker.broker.adapters.status_line import StatusLine
+from vrambroker.broker.adapters.watchdog import Watchdog, watchdog_period_s
 from vrambroker.broker.adapters.workers import Workers
-from vrambroker.broker.config import Config
+from vrambroker.broker.config import Config, Reread
 from vrambroker.broker.core.broker import Broker
 from vrambroker.broker.core.errors import BrokerError
-from vrambroker.broker.core.events import Call, Drain, Peer, SetPlan
+from vrambroker.broker.core.events import Call, Drain, Peer, Reconfigure, SetPlan
 from vrambroker.broker.core.ids import Domain, RequestId
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.snapshot import Snapshot
-from vrambroker.broker.ports import Deliver, Frames, Spill
+from vrambroker.broker.ports import Core, Deliver, Frames, Spill
 from vrambroker.broker.runtime import Bug, Runtime, World
 from vrambroker.broker.version import VERSION
 from vrambroker.v1 import broker_pb2 as v1
@@ -53,8 +64,11 @@ DRAIN_GRACE_S = 5.0
 STOP_GRACE_S = 0.5
 
 
-def serve(config: Config) -> None:
-    """Serve a device until SIGTERM or SIGINT.
+Reload = Callable[[Config], Reread]
+
+
+def serve(config: Config, reload: Reload | None = None) -> None:
+    """Serve a device until SIGTERM or SIGINT; on SIGHUP, if there is a `reload`, go on as that says.
 
     Raises `DeviceBusy` if another daemon has it, `InvalidArgument` if the run directory can't be used, and
     SystemExit(1) after a bug.
@@ -66,8 +80,10 @@ def serve(config: Config) -> None:
         stack.callback(lock.close)
         folder = DeviceFolder(config.run_dir, config.device)
         stack.callback(folder.remove)
-        file = _open_spill_file(config, stack)
-        bug = uvloop.run(_Daemon(config, folder, lock, file).run())
+        opened = _Opened(
+            folder=folder, lock=lock, spill_file=_open_spill_file(config, stack), metrics=_listen(config, stack)
+        )
+        bug = uvloop.run(_Daemon(config, opened, reload).run())
     if bug is not None:
         raise SystemExit(1)
 
@@ -80,6 +96,16 @@ def _open_spill_file(config: Config, stack: ExitStack) -> SpillFile | None:
     stack.callback(file.close)
     log.info("up to %d bytes are spilled to %s", config.spill.budget_bytes, config.spill.folder)
     return file
+
+
+def _listen(config: Config, stack: ExitStack) -> socket.socket | None:
+    """Return where metrics are told, until the stack is closed; None if that is not wanted."""
+    if config.metrics is None:
+        return None
+    made = listener(config.metrics)
+    stack.callback(remove, config.metrics)
+    stack.callback(made.close)
+    return made
 
 
 def _raise_fd_limit() -> None:
@@ -97,6 +123,8 @@ class _Parts:
     roster: Roster
     runtime: Runtime
     meter: OutsideMeter
+    watchdog: Watchdog | None
+    metrics: MetricsServer | None
     frames: Frames
     arena: HostArena
     spill: Spill
@@ -104,12 +132,27 @@ class _Parts:
     history: History
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What is had before there is a loop, and given up after it; `metrics` is a listening socket."""
+
+    folder: DeviceFolder
+    lock: DeviceLock
+    spill_file: SpillFile | None
+    metrics: socket.socket | None
+
+
 class _Daemon:
-    def __init__(self, config: Config, folder: DeviceFolder, lock: DeviceLock, spill_file: SpillFile | None) -> None:
+    def __init__(self, config: Config, opened: _Opened, reload: Reload | None) -> None:
         self._config = config
-        self._spill_file = spill_file
-        self._folder = folder
-        self._lock = lock
+        self._reload = reload
+        self._reloads = 0
+        self._tally = Tally(capacity_bytes=config.capacity_bytes)
+        self._status_line = StatusLine(self._tally, device=config.device, capacity_bytes=config.capacity_bytes)
+        self._spill_file = opened.spill_file
+        self._folder = opened.folder
+        self._lock = opened.lock
+        self._metrics = opened.metrics
         self._reserve = FdReserve()
         self._version = VERSION
         self._stop = asyncio.Event()
@@ -122,11 +165,18 @@ class _Daemon:
         loop.set_exception_handler(lambda _, context: self._unexpected(parts.runtime, context))
         for number in SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
+        if self._reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._read_again, parts, self._reload)
         loop.add_reader(self._lock.fileno(), self._answer_lock)
         try:
             await parts.rpc.start(self._folder.rpc, self._folder.admit)
+            if parts.metrics is not None:
+                await parts.metrics.start()
             log.info("serving %s in %s", self._config.device, self._folder.path)
             notify("READY=1")
+            self._status_line.start()
+            if parts.watchdog is not None:
+                parts.watchdog.start()
             await self._stop.wait()
             notify("STOPPING=1")
             if self._bug is None:
@@ -152,7 +202,8 @@ class _Daemon:
             eager=config.outside.eager,
             copy_ahead_ns=config.copy_ahead_ns,
         )
-        runtime = Runtime(core=Broker(limits), clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
+        core = Broker(limits) if self._metrics is None else MeteredCore(Broker(limits))
+        runtime = Runtime(core=core, clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)
         arena = HostArena(deliver=runtime.deliver)
         spill = self._spill(runtime.deliver, arena)
@@ -193,18 +244,21 @@ class _Daemon:
         meter = OutsideMeter(
             read=frames.foreign_bytes, deliver=runtime.deliver, step_bytes=config.place.frame_sizes_bytes[0]
         )
-        observers = (history, journal)
+        observers = (history, journal, self._tally, self._status_line)
+        period_s = watchdog_period_s()
         runtime.start(World(frames=frames, arena=arena, spill=spill, peers=workers, answers=calls, observers=observers))
         if limits.device_bytes is not None:
             meter.start()
         if config.plan is not None:
-            runtime.submit(_set_plan(calls, config.plan))
+            runtime.submit(_set_plan(calls, config.plan, "serve --plan", _raise))
         return _Parts(
             rpc=RpcServer(rpc),
             handles=handles,
             roster=roster,
             runtime=runtime,
             meter=meter,
+            metrics=self._metrics_server(core, frames, clock),
+            watchdog=None if period_s is None else Watchdog(period_s=period_s, pulse=runtime.pulse),
             frames=frames,
             arena=arena,
             spill=spill,
@@ -212,10 +266,58 @@ class _Daemon:
             history=history,
         )
 
+    def _metrics_server(self, core: Core, frames: Frames, clock: MonotonicClock) -> MetricsServer | None:
+        if self._metrics is None or not isinstance(core, MeteredCore):
+            return None
+        config = self._config
+        given = Given(
+            device=config.device,
+            version=self._version,
+            capacity_bytes=config.capacity_bytes,
+            host_budget_bytes=config.host_budget_bytes,
+            spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
+            outside_bytes=frames.foreign_bytes,
+            now=clock.now,
+        )
+        return MetricsServer(self._metrics, Page(given, self._tally, core).text)
+
     def _spill(self, deliver: Deliver, arena: HostArena) -> Spill:
         if self._spill_file is None:
             return NoSpill()
         return SpillFiles(deliver=deliver, fd_of=arena.fd_of, file=self._spill_file)
+
+    def _read_again(self, parts: _Parts, reload: Reload) -> None:
+        """Go on as the operator's files say now; if they make no sense, as before."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            read = reload(self._config)
+        except (BrokerError, OSError) as error:
+            log.error("reload: nothing is changed: %s", error)
+        else:
+            self._take_up(parts, read)
+        notify("READY=1")
+
+    def _take_up(self, parts: _Parts, read: Reread) -> None:
+        before, self._config = self._config, read.config
+        parts.runtime.submit(
+            Reconfigure(
+                keep_free_bytes=read.config.outside.keep_free_bytes or 0,
+                outside_per_session_bytes=read.config.outside.per_session_bytes,
+                eager=read.config.outside.eager,
+                copy_ahead_ns=read.config.copy_ahead_ns,
+            )
+        )
+        if read.config.plan is not None and read.config.plan != before.plan:
+            self._reloads += 1
+            name = f"reload {self._reloads}"
+            parts.runtime.submit(_set_plan(parts.calls, read.config.plan, name, partial(self._keep_plan, before.plan)))
+        for name in read.left:
+            log.warning("reload: %s is another one now, and stays as it was until the daemon is started again", name)
+        log.info("reload: done")
+
+    def _keep_plan(self, before: PhasePlan | None, error: BrokerError) -> None:
+        log.error("reload: the plan stays as it was: %s", error)
+        self._config = replace(self._config, plan=before)
 
     async def _drain(self, parts: _Parts) -> None:
         """Refuse new work, tell everybody, and let what is under way finish, within bounds."""
@@ -229,9 +331,14 @@ class _Daemon:
 
     async def _close(self, parts: _Parts) -> None:
         parts.history.close()
+        self._status_line.close()
         await parts.rpc.stop(STOP_GRACE_S)
         parts.runtime.stop()
         parts.meter.close()
+        if parts.metrics is not None:
+            parts.metrics.close()
+        if parts.watchdog is not None:
+            parts.watchdog.close()
         parts.handles.close()
         parts.roster.close()
         parts.frames.close()
@@ -239,7 +346,7 @@ class _Daemon:
         parts.arena.close()
         asyncio.get_running_loop().remove_reader(self._lock.fileno())
         self._reserve.close()
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGHUP):
             # A second signal must not cut the last steps short: the loop would set the default handlers again.
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
@@ -276,14 +383,14 @@ class _Daemon:
         runtime.broken(error)
 
 
-def _set_plan(calls: Calls, plan: PhasePlan) -> SetPlan:
-    """Return the call that sets the plan that the daemon was started with, in the name of its own user."""
+def _set_plan(calls: Calls, plan: PhasePlan, name: str, on_refusal: Callable[[BrokerError], None]) -> SetPlan:
+    """Return a call that sets an operator's plan, in the name of the daemon's own user."""
     itself = Peer(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid(), domain=Domain("daemon"))
-    number = calls.open(Tell(on_reply=lambda _: None, on_refusal=_refused))
-    return SetPlan(call=Call(call=number, actor=itself, request=RequestId("serve --plan")), plan=plan)
+    number = calls.open(Tell(on_reply=lambda _: None, on_refusal=on_refusal))
+    return SetPlan(call=Call(call=number, actor=itself, request=RequestId(name)), plan=plan)
 
 
-def _refused(error: BrokerError) -> None:
+def _raise(error: BrokerError) -> None:
     raise error
 
 

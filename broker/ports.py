@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vrambroker.broker.core.effects import (
+    Effect,
     Extent,
     Outcome,
     Publish,
@@ -32,8 +33,17 @@ from vrambroker.broker.core.ids import (
     SessionId,
     TransferId,
 )
+from vrambroker.broker.core.snapshot import Snapshot
 
 Deliver = Callable[[Event], None]
+
+
+class Core(Protocol):
+    """The pure broker, as `broker/core/broker.py` implements it."""
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]: ...
+    def next_deadline(self) -> Instant | None: ...
+    def snapshot(self) -> Snapshot: ...
 
 
 class Clock(Protocol):

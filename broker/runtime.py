@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from vrambroker.broker.core.effects import (
     CloseConnection,
@@ -44,17 +44,9 @@ from vrambroker.broker.core.effects import (
 from vrambroker.broker.core.events import DeadlineReached, Event
 from vrambroker.broker.core.ids import Instant
 from vrambroker.broker.core.snapshot import Snapshot
-from vrambroker.broker.ports import Answers, Arena, Clock, Frames, Observer, Peers, Spill
+from vrambroker.broker.ports import Answers, Arena, Clock, Core, Frames, Observer, Peers, Spill
 
 NS_PER_S = 1_000_000_000
-
-
-class Core(Protocol):
-    """The pure broker, as `broker/core/broker.py` implements it."""
-
-    def handle(self, event: Event, now: Instant) -> list[Effect]: ...
-    def next_deadline(self) -> Instant | None: ...
-    def snapshot(self) -> Snapshot: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +74,7 @@ class Runtime:
 
     def __init__(self, *, core: Core, clock: Clock, on_bug: Callable[[Bug], None]) -> None:
         self._core = core
+        self._handled = 0
         self._clock = clock
         self._on_bug = on_bug
         self._loop = asyncio.get_running_loop()
@@ -131,6 +124,12 @@ class Runtime:
         else:
             self._loop.call_soon_threadsafe(self.submit, event)
 
+    def pulse(self) -> bool:
+        """Have the core handle an event that means nothing, and tell whether it has: then nothing is stuck here."""
+        handled = self._handled
+        self.submit(DeadlineReached())
+        return self._handled > handled
+
     def broken(self, error: BaseException, event: Event | None = None) -> None:
         """Stop for good, because of something that is no expected error."""
         if not self._stopped:
@@ -149,6 +148,7 @@ class Runtime:
                 self._drawn = None
                 for effect in self._core.handle(event, self._clock.now()):
                     perform(effect, world)
+                self._handled += 1
             event = None
             self._arm()
         except Exception as error:  # noqa: BLE001  the daemon's outermost frame: nothing above it knows the event

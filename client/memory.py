@@ -203,20 +203,21 @@ class Memory:
         self._check_resident(tag, "capturing under it")
         return self._tensors().graph_pool(lease)
 
-    def pause(self, *tags: str, release: bool = False, timeout: float = TIMEOUT_S) -> None:
+    def pause(self, *tags: str, release: bool = False, discard: bool = False, timeout: float = TIMEOUT_S) -> None:
         """Let the broker take these tags' memory when somebody needs it (all of this object's tags, if none are named).
 
         At most 256 tags a call. Costs nothing until then. Waits for this process's work on a GPU; the caller has seen to it
-        that no other thread gives it more. With `release`, returns when the memory has left. Pausing what is paused is no
-        error.
+        that no other thread gives it more. With `release`, returns when the memory has left. With `discard`, contents that
+        would be kept take no host memory: what has left is zero afterwards, the rest is as it was. Pausing what is paused
+        is no error, and changes nothing about its contents.
         Raises `NotQuiescent` if a `use` scope is open or a CUDA graph is being captured (in another thread, the capture
         fails as well), `OutOfHostMemory` if contents to be kept have no place, `WaitExpired` if they are paused, but have
-        not left after `timeout`, `UnknownTag`.
+        not left after `timeout`, `WrongState` for sealed contents that are to be discarded, `UnknownTag`.
         """
         named = tags or self.tags
         if named:
             with self._at_rest(named):
-                self._client.pause(named, release=release, timeout_s=timeout)
+                self._client.pause(named, release=release, discard=discard, timeout_s=timeout)
 
     def resume(self, *tags: str, timeout: float = TIMEOUT_S) -> dict[str, bool]:
         """Bring these tags back, all or none (all of this object's tags, if none are named; at most 256 a call).
@@ -229,6 +230,15 @@ class Memory:
         resumed = self._client.resume(named, timeout_s=timeout) if named else {}
         self._wake()
         return resumed
+
+    def trim(self, *tags: str) -> None:
+        """Give back what torch caches of these tags' memory (of all of this object's tags, if none are named).
+
+        A pause does so, too. On a GPU that empties torch's other caches as well; on `host` torch caches nothing.
+        Raises `NotQuiescent` while this thread captures a CUDA graph.
+        """
+        if self._torch is not None:
+            self._torch.before_pause(tags or self.tags)
 
     def is_paused(self, tag: str) -> bool:
         """Whether the tag is paused, by whomever. Asks the daemon for nothing. Raises `UnknownTag`."""

@@ -185,7 +185,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_lease_open": (c_void_p, c_char_p, c_int, POINTER(c_void_p), POINTER(_Error)),
     "vrb_malloc": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
     "vrb_free": (c_void_p, c_void_p, POINTER(_Error)),
-    "vrb_pause": (c_void_p, POINTER(c_char_p), c_uint32, c_int, c_uint32, POINTER(_Error)),
+    "vrb_pause": (c_void_p, POINTER(c_char_p), c_uint32, c_int, c_int, c_uint32, POINTER(_Error)),
     "vrb_resume": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(c_uint8), POINTER(_Error)),
     "vrb_seal": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(_Error)),
     "vrb_unseal": (c_void_p, POINTER(c_char_p), c_uint32, c_uint32, POINTER(_Error)),
@@ -392,8 +392,9 @@ class Client:
             raise RuntimeError("libvrambroker answered VRB_OK without a tensor")
         return managed.value
 
-    def pause(self, tags: Sequence[str], *, release: bool, timeout_s: float) -> None:
-        self._call("vrb_pause", _labels(tags), len(tags), int(bool(release)), milliseconds(timeout_s))
+    def pause(self, tags: Sequence[str], *, release: bool, timeout_s: float, discard: bool = False) -> None:
+        how = int(bool(release)), int(bool(discard))
+        self._call("vrb_pause", _labels(tags), len(tags), *how, milliseconds(timeout_s))
 
     def resume(self, tags: Sequence[str], *, timeout_s: float) -> dict[str, bool]:
         """Bring tags back; tell of each whether its pages are the same."""

@@ -9,20 +9,23 @@ allow nothing but torch's functions, must be attached or started by `broker run`
 
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch.multiprocessing import reductions as _reductions
 
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, UnknownLease, WrongState
-from vrambroker.client import attaching, discovery, native, native_sharing
+from vrambroker.client import discovery, native, native_sharing
 from vrambroker.client.memory import Memory, attached_memories
 from vrambroker.client.native_sharing import Export
+from vrambroker.client.saver.attaching import attached
 from vrambroker.client.tensors import consumed
 
 MAGIC = b"vrambroker/1"
@@ -157,7 +160,7 @@ def _memories_for(device: torch.device) -> tuple[Memory, ...]:
     if known or device.type != "cuda" or not native.is_preloaded():
         return known
     with suppress(BrokerError):
-        return (attaching.attached(f"cuda:{device.index}"),)
+        return (attached(f"cuda:{device.index}", _program()),)
     return ()
 
 
@@ -253,12 +256,16 @@ def _own(address: int, size_bytes: int) -> Storage:
     raise UnknownLease(message="what was sent is this process's own, and it has let go of it")
 
 
+def _program() -> str:
+    return Path(sys.argv[0]).stem or "python"
+
+
 def _attached_to(device: str) -> Memory:
     there = next((memory for memory in attached_memories() if memory.device == device), None)
     if there is not None:
         return there
     try:
-        return attaching.attached(device)
+        return attached(device, _program())
     except BrokerError as error:
         error.add_note(
             f"a tensor was received that is leased from the broker of {device}: connect() to that before it is unpickled, "

@@ -94,6 +94,19 @@ def populate(fd: int, offset_bytes: int, size_bytes: int) -> None:
         _libc.munmap(base, size_bytes + HUGE_PAGE_BYTES)
 
 
+def collapses() -> bool:
+    """Tell whether the kernel makes a huge page of a memfd on request, by having it make one; OSError without memory."""
+    fd = sealed_memfd("vrambroker-probe", HUGE_PAGE_BYTES, 0)
+    try:
+        base, address = _map_aligned(fd, 0, HUGE_PAGE_BYTES)
+        ctypes.c_byte.from_address(address).value |= 0
+        collapsed = bool(_libc.madvise(address, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0)
+        _libc.munmap(base, 2 * HUGE_PAGE_BYTES)
+        return collapsed
+    finally:
+        os.close(fd)
+
+
 def punch(fd: int, offset_bytes: int, size_bytes: int) -> None:
     """Give the pages of this part of a memfd back, so that it reads as zero; OSError."""
     mode = _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE

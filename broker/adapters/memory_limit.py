@@ -35,10 +35,12 @@ class _Hierarchy:
     is_v2: bool
 
 
-def memory_limits(proc: Path = Path("/proc")) -> tuple[MemoryLimit, ...]:
-    """Return every bound on this process: the machine's, then the cgroups', from the nearest upwards."""
+def memory_limits(proc: Path = Path("/proc"), process: str = "self") -> tuple[MemoryLimit, ...]:
+    """Return every bound on this process, or on the one of this pid: the machine's, then the cgroups', from the nearest
+    upwards. Of another user's process they may be unreadable: OSError.
+    """
     limits = [_of_machine(proc)]
-    for hierarchy, path in _memory_cgroups(proc):
+    for hierarchy, path in _memory_cgroups(proc / process):
         for folder in _upwards(hierarchy, path):
             limit = _of_cgroup(folder, hierarchy.is_v2)
             if limit is not None:
@@ -65,11 +67,11 @@ def _of_machine(proc: Path) -> MemoryLimit:
     return MemoryLimit(limit_bytes=total, used_bytes=total - sizes["MemAvailable"], source="the machine")
 
 
-def _memory_cgroups(proc: Path) -> list[tuple[_Hierarchy, str]]:
-    """Return where the memory controller of this process is: its hierarchy and the path in it."""
-    v1, v2 = _mounts(proc)
+def _memory_cgroups(process: Path) -> list[tuple[_Hierarchy, str]]:
+    """Return where the memory controller of a process is: its hierarchy and the path in it."""
+    v1, v2 = _mounts(process)
     found: list[tuple[_Hierarchy, str]] = []
-    for line in (proc / "self/cgroup").read_text().splitlines():
+    for line in (process / "cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers and v2 is not None:
             found.append((v2, path))
@@ -78,10 +80,10 @@ def _memory_cgroups(proc: Path) -> list[tuple[_Hierarchy, str]]:
     return found
 
 
-def _mounts(proc: Path) -> tuple[_Hierarchy | None, _Hierarchy | None]:
+def _mounts(process: Path) -> tuple[_Hierarchy | None, _Hierarchy | None]:
     """Return the v1 hierarchy with the memory controller and the v2 hierarchy, as mounted (proc(5), mountinfo)."""
     v1 = v2 = None
-    for line in (proc / "self/mountinfo").read_text().splitlines():
+    for line in (process / "mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         fields, (kind, _, options) = before.split(), after.split(maxsplit=2)
         root, mount = fields[3], Path(fields[4])

@@ -46,6 +46,19 @@ class Nvml:
                 found[str(self._ask("nvmlDeviceGetUUID", handle))] = self._used_bytes(handle)
         return found
 
+    def processes_bytes(self) -> dict[int, int]:
+        """Return what each process with a context has by itself, by its pid as seen from here; raises `DriverRefused`.
+
+        Lent memory is not among it, and where NVML can't tell how much it is, it is 0.
+        """
+        found: dict[int, int] = {}
+        for index in range(self._ask("nvmlDeviceGetCount")):
+            with suppress(DriverRefused):
+                handle = self._ask("nvmlDeviceGetHandleByIndex", index)
+                for process in self._ask("nvmlDeviceGetComputeRunningProcesses", handle):
+                    found[int(process.pid)] = found.get(int(process.pid), 0) + int(process.usedGpuMemory or 0)
+        return found
+
     def meter(self, uuid: UUID) -> "NvmlMeter":
         """Return the meter of one device, MIG instances included; raises `DriverFailed`."""
         refusals: list[str] = []

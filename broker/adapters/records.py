@@ -217,11 +217,18 @@ class Return(Record):
 class Pause(Record):
     request: int
     release: int
+    discard: int
     timeout_ms: int
     tags: tuple[str, ...]
 
     TYPE: ClassVar[int] = 4
-    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("release", "u8"), ("timeout_ms", "u32"), ("tags", ListOf("str")))
+    LAYOUT: ClassVar[Layout] = (
+        ("request", "u64"),
+        ("release", "u8"),
+        ("discard", "u8"),
+        ("timeout_ms", "u32"),
+        ("tags", ListOf("str")),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

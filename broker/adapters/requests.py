@@ -91,6 +91,7 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
                 session=session,
                 tags=request.tags,
                 release=request.release != 0,
+                discard=request.discard != 0,
                 # The owner's own threads ask here, and have made sure of it (HANDLES.md; DESIGN, "Quiet").
                 quiet=True,
                 deadline=deadline(now, request.timeout_ms),

@@ -139,6 +139,7 @@ class BrokerService(broker_pb2_grpc.BrokerServicer):
                 session=self._session(request.session, caller),
                 tags=tuple(request.tags),
                 release=request.release,
+                discard=False,
                 quiet=False,
                 deadline=deadline(self._now(), request.timeout_ms),
             )

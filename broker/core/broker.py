@@ -50,6 +50,7 @@ Report = (
     | ev.CallAbandoned
     | ev.Drain
     | ev.DeadlineReached
+    | ev.Reconfigure
     | ev.Arrived
     | ev.Left
     | ev.Copied
@@ -123,6 +124,7 @@ class Broker:
                 | ev.CallAbandoned()
                 | ev.Drain()
                 | ev.DeadlineReached()
+                | ev.Reconfigure()
                 | ev.Arrived()
                 | ev.Left()
                 | ev.Copied()
@@ -284,6 +286,8 @@ def _report(book: Book, event: Report) -> None:
             _drain(book)
         case ev.DeadlineReached():
             _expire(book)
+        case ev.Reconfigure():
+            outside.reconfigure(book, event)
         case ev.Arrived():
             reports.arrived(book, event)
         case ev.Left():

@@ -401,6 +401,9 @@ class Kind(Enum):
     PHASE_REFUSED = "phase_refused"
     DRAINING = "draining"
 
+    # As in `SlotState`: whoever watches looks up every line by it.
+    __hash__ = object.__hash__
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publish:

@@ -24,6 +24,7 @@ from vrambroker.broker.core.ids import (
     TicketId,
     TransferId,
 )
+from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.core.phase import PhasePlan
 
 
@@ -159,12 +160,16 @@ class Pause:
 
     `quiet` means that the owner itself asks and has seen to it that nobody uses the memory. Otherwise the session's
     agent is asked to close the tags' gates first, and `deadline` bounds the wait for that. Answered `Paused`.
+
+    With `discard`, which is the owner's alone, contents that would be kept are worth nothing in this pause; those of what is
+    paused already stay.
     """
 
     call: Call
     session: SessionId
     tags: tuple[str, ...]
     release: bool
+    discard: bool
     quiet: bool
     deadline: Instant
 
@@ -485,6 +490,16 @@ class OutsideMeasured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reconfigure:
+    """The operator has changed what may be changed while there are leases; as in `Limits`."""
+
+    keep_free_bytes: int
+    outside_per_session_bytes: int
+    eager: Eager
+    copy_ahead_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameDestroyed:
     frame: FrameId
 
@@ -565,6 +580,7 @@ Event = (
     | CallAbandoned
     | Drain
     | DeadlineReached
+    | Reconfigure
     | Arrived
     | Left
     | Copied

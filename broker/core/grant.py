@@ -195,7 +195,7 @@ def bring_back(book: Book, leases: list[Lease]) -> Resumed:
     for lease in (lease for lease in leases if lease.paused):
         invariant(not lease.absent_bytes and lease.settled, "a lease is resident only when all of it is mapped")
         files.unplace(book, lease)
-        lease.paused = lease.seated = False
+        lease.paused = lease.seated = lease.discarded = False
         lease.takeable = True
         book.homeless.pop(lease.lease, None)
         book.touch(lease, "resumed")

@@ -183,7 +183,8 @@ def kept_contents_have_a_place(book: Book) -> None:
     """
     name = "kept contents have a place"
     for lease in book.leases.values():
-        keep = lease.contents is Contents.KEEP
+        keep = lease.keeps
+        _hold(not lease.discarded or (lease.paused and lease.contents is Contents.KEEP), name, lease.lease)
         for slot in lease.slots.values():
             copy_of_sealed = lease.sealed and slot.copied
             _hold(not slot.placed or (keep and (lease.paused or copy_of_sealed)), name, slot)

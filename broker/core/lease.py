@@ -51,6 +51,8 @@ class Lease:
     ticket that brings it back just now; `comebacks` and `growing` are all tickets that name it. `releases`: the pauses
     that wait until its frames have left.
 
+    `discarded`: its owner has said of this pause that nothing of it need be kept, whatever `contents` says.
+
     `sealed`: nobody can write to it, so that what is parked of it stays true when it comes back. `doubled_bytes`: what is
     mapped and parked as well, so that to take it is an unmap. `device_bytes`: what it has of the device, whatever the
     frames are doing; `counted_bytes`: what its session's sum has of that.
@@ -76,6 +78,7 @@ class Lease:
     moved: bool = False
     takeable: bool = True
     seated: bool = False
+    discarded: bool = False
     opened: bool = False
     sealed: bool = False
     pauses: int = 0
@@ -105,11 +108,16 @@ class Lease:
         return self.size_bytes[SlotState.MAPPED]
 
     @property
+    def keeps(self) -> bool:
+        """Its contents must be there again after a pause; after this one, if it is paused."""
+        return self.contents is Contents.KEEP and not self.discarded
+
+    @property
     def cost(self) -> int:
         """How dear it is to take its frames: nothing is worth keeping, all of it is parked already, or it must be
         copied.
         """
-        if self.contents is not Contents.KEEP:
+        if not self.keeps:
             return 0
         return 1 if self.doubled_bytes == self.mapped_bytes else 2
 
@@ -118,6 +126,8 @@ class Lease:
         """What its contents are worth, as a person reads it."""
         if self.cost == 1:
             return "parked already"
+        if self.discarded:
+            return "discarded"
         return {Contents.KEEP: "kept", Contents.DROP: "dropped", Contents.ZERO: "zero again"}[self.contents]
 
     @property
@@ -254,7 +264,7 @@ class Lease:
 
     def unplaced(self) -> list[Slot]:
         """Return the slots whose contents must be kept and have no place yet."""
-        if self.contents is not Contents.KEEP or self.seated:
+        if not self.keeps or self.seated:
             return []
         return [slot for slot in self.in_state(SlotState.MAPPED) if not slot.placed]
 

@@ -20,7 +20,7 @@ from vrambroker.broker.core.errors import (
     UnknownTag,
     invariant,
 )
-from vrambroker.broker.core.events import Call, Contents
+from vrambroker.broker.core.events import Call
 from vrambroker.broker.core.handover import Going, Handover
 from vrambroker.broker.core.ids import CallId, Domain, Instant, RequestId
 from vrambroker.broker.core.lease import Lease
@@ -40,7 +40,7 @@ def coming(book: Book, phase: Phase) -> list[Lease]:
 
 
 def kept(leases: Iterable[Lease]) -> list[Lease]:
-    return [lease for lease in leases if lease.contents is Contents.KEEP]
+    return [lease for lease in leases if lease.keeps]
 
 
 def expendable(leases: Iterable[Lease]) -> list[Lease]:

@@ -1,10 +1,12 @@
 """What comes from outside of leases: readings of what is there, what the driver did not have, and requests for room."""
 
+from dataclasses import replace
+
 from vrambroker.broker.core import hold, withheld
 from vrambroker.broker.core.book import OUTSIDE_NAME, Book
 from vrambroker.broker.core.effects import Kind
 from vrambroker.broker.core.errors import Draining, InvalidArgument, QuotaExceeded, invariant
-from vrambroker.broker.core.events import MakeRoom, OutsideMeasured
+from vrambroker.broker.core.events import MakeRoom, OutsideMeasured, Reconfigure
 from vrambroker.broker.core.ids import OUTSIDE, Instant
 from vrambroker.broker.core.lending import plan_at_once, require_size
 from vrambroker.broker.core.limits import NS_PER_S
@@ -61,6 +63,23 @@ def measured(book: Book, event: OutsideMeasured) -> None:
     outside.low_bytes = min(outside.low_bytes, event.used_bytes)
     if event.used_bytes - outside.low_bytes >= max(1, book.limits.keep_free_bytes // GROWTH_SHARE):
         outside.grew_at, outside.low_bytes = book.now, event.used_bytes
+    withheld.let_go(book)
+    book.supply_grew = True
+    withheld.publish(book)
+
+
+def reconfigure(book: Book, event: Reconfigure) -> None:
+    """Keep from now on to what the operator says: what is withheld follows, and what is idle and due is copied out."""
+    limits = book.limits
+    known = limits.device_bytes is not None
+    invariant(known or not event.keep_free_bytes, "nothing is kept free where nobody measures")
+    book.limits = replace(
+        limits,
+        keep_free_bytes=event.keep_free_bytes,
+        outside_per_session_bytes=event.outside_per_session_bytes,
+        eager=event.eager,
+        copy_ahead_ns=event.copy_ahead_ns,
+    )
     withheld.let_go(book)
     book.supply_grew = True
     withheld.publish(book)

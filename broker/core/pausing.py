@@ -16,7 +16,7 @@ from vrambroker.broker.core.errors import (
     WaitExpired,
     invariant,
 )
-from vrambroker.broker.core.events import Busy, Calling, Declined, Pause, Quiet, Seal, StillBusy
+from vrambroker.broker.core.events import Busy, Calling, Contents, Declined, Pause, Quiet, Seal, StillBusy
 from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
@@ -33,13 +33,16 @@ def pause(book: Book, event: Pause) -> None:
     require_tags(book, event.tags)
     leases = book.leases_of(session, event.tags)
     _require_pausable(book, leases)
+    if event.discard:
+        _require_discardable(book, event, leases)
     asked = tuple(dict.fromkeys(lease.tag for lease in leases if not lease.paused))
     if event.quiet and reading.readers_of(book, leases):
         require_few_waits(book, session)
         clear(book, session, event, event.deadline, leases)
         return
     if event.quiet or not asked:
-        _take_effect(book, session, event.call.call, leases, event.deadline if event.release else None)
+        release_by = event.deadline if event.release else None
+        _take_effect(book, session, event.call.call, leases, release_by, discard=event.discard)
         return
     require_few_waits(book, session)
     order = PauseOrder(
@@ -101,14 +104,32 @@ def _require_pausable(book: Book, leases: list[Lease]) -> None:
             raise wrong_state(book, lease, "being resumed")
 
 
-def _take_effect(book: Book, session: Session, call: CallId, leases: list[Lease], release_by: Instant | None) -> None:
+def _require_discardable(book: Book, event: Pause, leases: list[Lease]) -> None:
+    """Only the owner knows that nobody wants its contents; and those that are sealed were promised to stay."""
+    if not event.quiet:
+        raise InvalidArgument(message="only a tag's own process discards its contents", argument="discard")
+    for lease in leases:
+        if lease.sealed:
+            raise wrong_state(book, lease, "sealed, so that its contents stay: unseal it before discarding them")
+
+
+def _take_effect(
+    book: Book,
+    session: Session,
+    call: CallId,
+    leases: list[Lease],
+    release_by: Instant | None,
+    *,
+    discard: bool = False,
+) -> None:
     """Pause these leases as one: if the arena has no room for all that must be kept, none of them. `release_by`: when
     their frames are to have left, if they are to leave.
     """
     fresh = [lease for lease in leases if not lease.paused]
     unsure = [lease for lease in leases if lease.paused and not lease.takeable]
-    placed = _place(book, session, [*fresh, *unsure])
+    placed = _place(book, session, [*([] if discard else fresh), *unsure])
     for lease in fresh:
+        lease.discarded = discard and lease.contents is Contents.KEEP
         make_idle(book, lease, "paused")
     for lease in unsure:
         if release_by is not None or lease in placed:

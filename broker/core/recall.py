@@ -10,7 +10,6 @@ from vrambroker.broker.core.arena import ArenaFile
 from vrambroker.broker.core.book import Book, Release
 from vrambroker.broker.core.effects import Kind, Paused, RecalledSlot, SendRecall
 from vrambroker.broker.core.errors import BrokerError, invariant
-from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.slot import Slot, Step
 from vrambroker.broker.core.snapshot import SlotState
@@ -22,8 +21,7 @@ def want(book: Book, lease: Lease, slots: Iterable[Slot], why: str) -> None:
     if not fresh:
         return
     invariant(lease.paused and (lease.lock is None or bool(lease.releases)), "what comes back is not recalled")
-    kept = lease.contents is Contents.KEEP
-    invariant(not kept or all(slot.placed for slot in fresh), "what must be kept has its place before it leaves")
+    invariant(not lease.keeps or all(slot.placed for slot in fresh), "what must be kept has its place before it leaves")
     for slot in fresh:
         lease.go(slot)
         book.ledger.leave(book.frame_of(slot))

@@ -89,7 +89,7 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
         case Return():
             return ("return", event.session, event.lease, event.slots)
         case Pause():
-            return ("pause", event.session, event.tags, event.release, event.quiet)
+            return ("pause", event.session, event.tags, event.release, event.discard, event.quiet)
         case Resume():
             return ("resume", event.session, event.tags, event.wait)
         case Prioritize():

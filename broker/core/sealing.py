@@ -60,6 +60,8 @@ def _require_sealable(book: Book, lease: Lease) -> None:
             message=f"{book.label_of(lease)} has contents that are {lease.worth} at a pause: only kept ones are sealed",
             argument="tags",
         )
+    if lease.discarded:
+        raise wrong_state(book, lease, "paused and its contents discarded: resume it before sealing it")
     if lease.growing:
         raise wrong_state(book, lease, "growing: frames are on their way to it")
 

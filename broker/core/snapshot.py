@@ -100,6 +100,7 @@ class LeaseView:
     `spill_bytes`: its places in the spill store. `copied_bytes`: what of an idle lease is in the arena already, so that
     taking it is an unmap.
     `takeable`: nothing has gone wrong with taking its frames since it was paused. `sealed`: nobody can write to it.
+    `discarded`: its owner does not want its contents back from this pause.
     """
 
     lease: LeaseId
@@ -108,6 +109,7 @@ class LeaseView:
     state: LeaseState
     paused: bool
     sealed: bool
+    discarded: bool
     takeable: bool
     priority: int
     since: Instant

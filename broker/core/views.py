@@ -104,6 +104,7 @@ def _lease(book: Book, lease: Lease) -> LeaseView:
         state=lease.state,
         paused=lease.paused,
         sealed=lease.sealed,
+        discarded=lease.discarded,
         takeable=lease.takeable,
         priority=lease.priority,
         since=lease.since,

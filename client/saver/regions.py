@@ -4,16 +4,19 @@ One region at a time is entered in a thread, that of its present settings: torch
 """
 
 import os
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument
-from vrambroker.client import attaching, native
+from vrambroker.client import discovery, native
 from vrambroker.client.memory import Memory
 from vrambroker.client.saver import settings as environment
+from vrambroker.client.saver.attaching import attached
 from vrambroker.client.saver.settings import Settings
 from vrambroker.client.saver.tags import Tags
 
@@ -186,7 +189,7 @@ class Regions:
 
     def _tags_here(self) -> tuple[Memory, Tags]:
         """Return the device that this thread allocates on, attached to."""
-        memory = attaching.attached(attaching.device_at_hand())
+        memory = attached(_device(), Path(sys.argv[0]).stem or "python")
         with self._lock:
             known = self._tags.get(memory)
             if known is None:
@@ -203,3 +206,12 @@ def _own_memory(memory: Memory) -> Settings | None:
         return None
     settings = environment.beginning(os.environ)
     return settings if settings.interesting else None
+
+
+def _device() -> str | None:
+    """Return the device to attach to: where there are brokers of several, that of torch's current GPU."""
+    if os.environ.get(discovery.DEVICE_VARIABLE) or len(discovery.endpoints()) < 2:
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None

@@ -42,9 +42,9 @@ class Settings:
 def beginning(environment: Mapping[str, str]) -> Settings:
     """Return what a thread begins with. Raises `InvalidArgument`, which names the variable that can't be understood."""
     settings = Settings(
-        interesting=_boolean(environment, "TMS_INIT_ENABLE"),
-        cpu_backup=_boolean(environment, "TMS_INIT_ENABLE_CPU_BACKUP"),
-        disk_backup=_boolean(environment, "TMS_INIT_ENABLE_DISK_BACKUP"),
+        interesting=boolean(environment, "TMS_INIT_ENABLE"),
+        cpu_backup=boolean(environment, "TMS_INIT_ENABLE_CPU_BACKUP"),
+        disk_backup=boolean(environment, "TMS_INIT_ENABLE_DISK_BACKUP"),
         backend=_one_of(environment, "TMS_INIT_CPU_BACKUP_BACKEND", BACKENDS),
     )
     contents = _one_of(environment, CONTENTS_VARIABLE, ("", "keep", "drop"))
@@ -62,7 +62,7 @@ def beginning(environment: Mapping[str, str]) -> Settings:
 
 def retains_backup(environment: Mapping[str, str]) -> bool:
     """Return what `retain_cpu_backup` is at first. Raises `InvalidArgument`."""
-    return _boolean(environment, "TMS_RETAIN_CPU_BACKUP")
+    return boolean(environment, "TMS_RETAIN_CPU_BACKUP")
 
 
 def releases_at_pause(environment: Mapping[str, str]) -> bool:
@@ -86,7 +86,8 @@ def timeout_s(environment: Mapping[str, str]) -> float:
     return seconds
 
 
-def _boolean(environment: Mapping[str, str], name: str) -> bool:
+def boolean(environment: Mapping[str, str], name: str) -> bool:
+    """Return what a variable says that is not set, or true, or false. Raises `InvalidArgument`."""
     text = environment.get(name, "0")
     if text not in _BOOLEANS:
         raise InvalidArgument(message=f"{name}={text!r}: expected one of {' '.join(_BOOLEANS)}", argument=name)

@@ -129,9 +129,9 @@ vrb_status vrb_free(vrb_client *client, void *pointer, vrb_error *error) {
   return guarded(error, [&] { client_of(client).free(pointer); });
 }
 
-vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32_t count, int release, uint32_t timeout_ms,
-                     vrb_error *error) {
-  return guarded(error, [&] { client_of(client).pause(tags_of(tags, count), release != 0, timeout_ms); });
+vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32_t count, int release, int discard,
+                     uint32_t timeout_ms, vrb_error *error) {
+  return guarded(error, [&] { client_of(client).pause(tags_of(tags, count), release != 0, discard != 0, timeout_ms); });
 }
 
 vrb_status vrb_resume(vrb_client *client, const char *const *tags, uint32_t count, uint32_t timeout_ms,

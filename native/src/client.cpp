@@ -190,12 +190,12 @@ void Client::when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body) {
   reopen_gates(tags);
 }
 
-void Client::pause(const std::vector<std::string> &names, bool release, uint32_t timeout_ms) {
+void Client::pause(const std::vector<std::string> &names, bool release, bool discard, uint32_t timeout_ms) {
   free_put_off();
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
-  when_quiet(lock, tags, [&] { pause_closed(lock, tags, release, timeout_ms); });
+  when_quiet(lock, tags, [&] { pause_closed(lock, tags, release, discard, timeout_ms); });
 }
 
 // Waits until nothing is on its way to tags whose gates are closed, and gives back what they have to spare.
@@ -206,14 +206,16 @@ void Client::settle_growths(Lock &lock, const std::vector<Tag *> &tags, uint32_t
   give_back_all(lock, deadline);
 }
 
-void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms) {
+void Client::pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, bool discard, uint32_t timeout_ms) {
   const auto deadline = deadline_of(timeout_ms);
   settle_growths(lock, tags, timeout_ms);
   std::vector<Tag *> known;
   std::copy_if(tags.begin(), tags.end(), std::back_inserter(known), [](Tag *tag) { return is_known_to_daemon(*tag); });
   if (!known.empty()) {
     const uint8_t released = release ? 1 : 0;
-    ask(lock, record::Pause{0, released, left_of(deadline, timeout_ms), names_of(known)}, left_of(deadline, timeout_ms));
+    const uint8_t discarded = discard ? 1 : 0;
+    const record::Pause asked{0, released, discarded, left_of(deadline, timeout_ms), names_of(known)};
+    ask(lock, asked, left_of(deadline, timeout_ms));
   }
   for (Tag *tag : tags) {
     if (!is_known_to_daemon(*tag)) tag->paused_unheard = true;

@@ -63,7 +63,7 @@ class Client {
 
   const std::string &path() const { return path_; }
 
-  void pause(const std::vector<std::string> &tags, bool release, uint32_t timeout_ms);
+  void pause(const std::vector<std::string> &tags, bool release, bool discard, uint32_t timeout_ms);
   // Returns, per tag, whether its pages are the same as before the pause.
   std::vector<bool> resume(const std::vector<std::string> &tags, uint32_t timeout_ms);
   bool is_paused(const std::string &tag);
@@ -153,7 +153,7 @@ class Client {
   template <class Body>
   void when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body);
   void reopen_gates(const std::vector<Tag *> &tags);
-  void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, uint32_t timeout_ms);
+  void pause_closed(Lock &lock, const std::vector<Tag *> &tags, bool release, bool discard, uint32_t timeout_ms);
   void seal_closed(Lock &lock, const std::vector<Tag *> &tags, uint32_t timeout_ms);
   void require_sealable(const std::vector<Tag *> &tags) const;
   void protect(Lock &lock, const std::vector<Tag *> &tags, bool sealed, Clock::time_point deadline);

@@ -52,7 +52,9 @@ Attachment &Interposer::attachment(int ordinal) {
     try {
       attach(ordinal, found);
     } catch (const Error &error) {
-      say(error.name + ": " + error.message + "; nothing is leased here");
+      // Where there is a socket, its path is what the error is about.
+      const bool is_dead = error.status == VRB_UNAVAILABLE && !error.subject.empty();
+      say(error.name + ": " + error.message + (is_dead ? ": start one with `broker serve`" : "") + "; nothing is leased here");
     }
     tried_[index].store(true, std::memory_order_release);
   }

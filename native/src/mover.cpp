@@ -169,6 +169,12 @@ void Mover::import(Lease &lease, const record::Grant &grant, std::vector<Fd> fds
   if (!refused.empty()) tell_arrived(lease.number, refused, refusal);
 }
 
+// Whether a frame with nothing to restore must not show what it held before. Kept contents that come back without a copy
+// were discarded: who asked for that finds the zeroes that new memory has.
+static bool reads_as_zero(const Lease &lease, const Slot &slot) {
+  return lease.contents == VRB_ZERO || (lease.contents == VRB_KEEP && !slot.fresh);
+}
+
 // Starts what the slot's contents need: the copy from the arena, zeroes, or nothing.
 Failure Mover::start_filling(Lease &lease, const Placed &placed) {
   Slot &slot = *placed.slot;
@@ -183,7 +189,7 @@ Failure Mover::start_filling(Lease &lease, const Placed &placed) {
       to += piece.size_bytes;
     }
     submit(Copier::Direction::in, lease, slot, order.file, std::move(chunks));
-  } else if (lease.contents == VRB_ZERO && (order.flags & SLOT_DIRTY) != 0) {
+  } else if ((order.flags & SLOT_DIRTY) != 0 && reads_as_zero(lease, slot)) {
     submit(Copier::Direction::in, lease, slot, 0, {{to, nullptr, slot.size_bytes}});
   } else {
     return finish(lease, slot);

@@ -136,11 +136,12 @@ struct Pause {
   static constexpr const char *NAME = "PAUSE";
   uint64_t request;
   uint8_t release;
+  uint8_t discard;
   uint32_t timeout_ms;
   std::vector<std::string> tags;
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
-    v("request", s.request), v("release", s.release), v("timeout_ms", s.timeout_ms), v("tags", s.tags);
+    v("request", s.request), v("release", s.release), v("discard", s.discard), v("timeout_ms", s.timeout_ms), v("tags", s.tags);
   }
 };
 

@@ -271,8 +271,8 @@ TEST(client, null_arguments_are_told) {
   vrb_lease *lease = nullptr;
   CHECK(vrb_lease_open(client, "no/tag", VRB_KEEP, &lease, &error) == VRB_INVALID);
   CHECK(vrb_lease_open(client, "tag", static_cast<vrb_contents>(0), &lease, &error) == VRB_INVALID);
-  CHECK(vrb_pause(client, nullptr, 1, 0, 1, &error) == VRB_INVALID);
-  CHECK(vrb_pause(client, nullptr, 0, 0, 1, &error) == VRB_OK);
+  CHECK(vrb_pause(client, nullptr, 1, 0, 0, 1, &error) == VRB_INVALID);
+  CHECK(vrb_pause(client, nullptr, 0, 0, 0, 1, &error) == VRB_OK);
 }
 
 TEST(client, pauses_and_resumes_what_the_daemon_knows) {

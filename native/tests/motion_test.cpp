@@ -450,6 +450,22 @@ TEST(motion, zero_means_zero_on_dirty_frames_and_on_pages_that_stayed) {
   CHECK(std::memcmp(stage.pointer, zeroes.data(), zeroes.size()) == 0);
 }
 
+TEST(motion, kept_contents_that_were_discarded_come_back_as_zero) {
+  Stage stage;
+  stage.pause();
+  stage.peer.send(record::Recall{3, {{4, 0, 0, 0}}});
+  stage.expect_left({4});
+  const std::string dirt(FRAME, 'x');
+  Fd dirty = make_file(FRAME);
+  write_file(dirty, 0, dirt);
+  stage.peer.send(record::Grant{50, 3, VRB_KEEP, "weights", {{4, FRAME, SLOT_DIRTY, 0, 0}}}, {dirty.get()});
+  stage.peer.expect<record::Taken>();
+  stage.peer.expect<record::Arrived>();
+  stage.resumed();
+  CHECK_EQ(text(stage.pointer, FRAME), std::string(FRAME, '\0'));
+  CHECK_EQ(text(stage.pointer + FRAME, FRAME), std::string(FRAME, 'b'));
+}
+
 TEST(motion, a_resume_is_over_only_when_all_is_zero) {
   Stage stage(VRB_ZERO);
   stage.pause();

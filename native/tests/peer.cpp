@@ -264,7 +264,7 @@ bool is_paused(vrb_client *client, const char *tag) {
 Outcome pause(vrb_client *client, std::vector<const char *> tags, bool release) {
   Outcome outcome{};
   const auto count = static_cast<uint32_t>(tags.size());
-  outcome.status = vrb_pause(client, tags.data(), count, release ? 1 : 0, 5000, &outcome.error);
+  outcome.status = vrb_pause(client, tags.data(), count, release ? 1 : 0, 0, 5000, &outcome.error);
   return outcome;
 }
 

@@ -141,7 +141,9 @@ class CoreWorld:
 
     def pause(self, session: SessionId, tag: str, *, release: bool = False, domain: str = "bench") -> bool:
         call = self.call(domain)
-        answers = self.tell(Pause(call=call, session=session, tags=(tag,), release=release, quiet=True, deadline=NEVER))
+        answers = self.tell(
+            Pause(call=call, session=session, tags=(tag,), release=release, discard=False, quiet=True, deadline=NEVER)
+        )
         return any(isinstance(answer, Reply) and answer.call == call.call for answer in answers)
 
     def resume(

@@ -36,7 +36,7 @@ STEPS, CHUNK = (1_000, 50) if ON_GPU else (20, 5)
 PARAMETERS = 1_500_000_000 if ON_GPU else 2_000_000
 LAYERS = 28
 CYCLES = 4
-STARTS = 4
+STARTS = 7
 DEVICE = "cuda" if ON_GPU else "cpu"
 SCRIPT = Path(__file__)
 FIRST_TENSOR = f"import torch; torch.ones(1, device={DEVICE!r}).item()"
@@ -179,13 +179,17 @@ def copies() -> float:
 
 
 def start_seconds(words: list[str]) -> float:
-    """Return the median time of a program from its start to its end, with one tensor in between."""
-    times: list[float] = []
-    for _ in range(STARTS + 1):
+    """Return how much more time a program with these words before it takes from its start to its end, with one tensor in
+    between, than one without: the median of pairs, since importing torch takes ten times as long and is not as steady.
+    """
+
+    def once(words: list[str]) -> float:
         began = time.perf_counter()
         subprocess.run([*words, sys.executable, "-c", FIRST_TENSOR], check=True, timeout=DEADLINE_S)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+        return time.perf_counter() - began
+
+    once(words)
+    return statistics.median(-once([]) + once(words) for _ in range(STARTS))
 
 
 FIGURES: dict[str, Callable[[str], float]] = {
@@ -244,7 +248,7 @@ def measure_all() -> None:
     results: list[Result] = []
     with daemon(device_id(), scaled(60 * 1024), scaled(40 * 1024)) as socket:
         run_dir = socket.parents[1]
-        start = start_seconds(run_words(run_dir)) - start_seconds([])
+        start = start_seconds(run_words(run_dir))
         results.append(
             Result(
                 name="process_start",

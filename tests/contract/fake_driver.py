@@ -97,9 +97,10 @@ class NvmlError(Exception):
 
 @dataclass
 class FakeNvml:
-    """The module. A GPU's use is bytes, or None if it refuses to tell."""
+    """The module. A GPU's use is bytes, or None if it refuses to tell; a process's, by its pid, too."""
 
     used_bytes: dict[str, int | None]
+    processes: dict[str, dict[int, int | None]] = field(default_factory=dict[str, dict[int, "int | None"]])
     open: int = 0
     NVMLError = NvmlError
     nvmlMemory_v2 = 2  # noqa: N815
@@ -130,3 +131,7 @@ class FakeNvml:
         if used_bytes is None:
             raise NvmlError("Insufficient Permissions")
         return SimpleNamespace(used=used_bytes)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, name: str) -> list[Any]:  # noqa: N802
+        there = self.processes.get(name, {})
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used_bytes) for pid, used_bytes in there.items()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vrambroker.broker.cli import one_line
+from vrambroker.broker.reporting import one_line
 
 if TYPE_CHECKING:
     from tests.process.conftest import RunningBroker, StartBroker, StartWorker, WaitFor

@@ -1,75 +1,22 @@
 """The call sequences of engines and trainers that use torch_memory_saver, on a device that does not hold both sides.
 
 Each side is a program of its own (`engines/`), started by `broker run` and knowing nothing of it. The orders of tags are
-those of SGLang 0.5.23, slime, miles, AReaL and NeMo-RL; see docs/engines.md.
+those of SGLang 0.5.23, slime, miles, AReaL, NeMo-RL and verl; see docs/engines.md.
 """
 
-import os
-import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.process.engines.program import Program
+
 if TYPE_CHECKING:
     from tests.process.conftest import RunningBroker
 
-DEADLINE_S = 60.0
 MIB = 1 << 20
-ENGINES = Path(__file__).parent / "engines"
 ALL_ASLEEP = {"TMS_INIT_ENABLE": "1", "TMS_INIT_ENABLE_CPU_BACKUP": "1"}
-
-
-class Program:
-    """One side, started by `broker run`; it is asked in lines."""
-
-    def __init__(self, broker: "RunningBroker", name: str, script: str, environment: dict[str, str]) -> None:
-        words = ["run", "--run-dir", str(broker.run_dir), "--name", name, "--torch-memory-saver"]
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vrambroker.broker.cli", *words, "--", sys.executable, str(ENGINES / script)],
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def hear(self) -> str:
-        line = self._lines.get(timeout=DEADLINE_S)
-        assert line, f"{self.name} ended with {self.process.wait(DEADLINE_S)}"
-        return line.strip()
-
-    def say(self, line: str) -> None:
-        assert self.process.stdin is not None
-        assert self.process.poll() is None, f"{self.name} has ended"
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def ask(self, line: str) -> str:
-        self.say(line)
-        return self.hear()
-
-    def hang_up(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
-                self._lines.put(line)
-        self._lines.put("")
 
 
 class Sides:
@@ -90,8 +37,16 @@ class Sides:
         assert self.rollout.ask("release") == "released"
 
     def _start(self, stack: ExitStack, name: str, script: str, environment: dict[str, str]) -> Program:
-        program = Program(self._broker, name, script, environment)
+        options = ("--run-dir", str(self._broker.run_dir), "--name", name, "--torch-memory-saver")
+        program = Program(name, script, environment=environment, options=options)
         stack.callback(program.kill)
+        return program
+
+    def start_offloader(self, stack: ExitStack) -> Program:
+        options = ("--run-dir", str(self._broker.run_dir), "--name", "offloader", "--tag", "trainer")
+        program = Program("offloader", "offloader.py", environment={}, options=options)
+        stack.callback(program.kill)
+        assert program.hear() == "ready"
         return program
 
     def resident_bytes(self, name: str) -> int:
@@ -103,9 +58,7 @@ class Sides:
     def end(self) -> None:
         self.rollout.say("end")
         for program in (self.trainer, self.policy, self.rollout):
-            program.hang_up()
-        for program in (self.trainer, self.policy, self.rollout):
-            assert program.process.wait(DEADLINE_S) == 0
+            program.end()
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +168,27 @@ def test_nemo_rl(sides: Sides) -> None:
         assert sides.resident_bytes("policy") == 0
     assert policy.ask("prepare_for_generation") == "resumed"
     assert policy.ask("finish_generation") == "paused"
+
+
+def test_verl(sides: Sides) -> None:
+    """It moves its own states, so it is never paused; of the engine's tags it names two, and the graphs stay."""
+    rollout = sides.rollout
+    assert rollout.ask("resume") == "resumed"
+    assert rollout.ask("release kv_cache weights") == "released"
+    with ExitStack() as stack:
+        trainer = sides.start_offloader(stack)
+        for step in (1, 2):
+            assert trainer.ask("train") == f"trained {step}"
+            assert trainer.ask("offload moments") == "offloaded"
+            # update_weights: the weights come back beside the parameters, which then go; the cache comes last.
+            assert rollout.ask("resume weights") == "resumed"
+            sent = trainer.ask("send").removeprefix("sent ")
+            assert rollout.ask(f"update {sent}") == "updated"
+            assert trainer.ask("offload params") == "offloaded"
+            assert rollout.ask("resume kv_cache") == "resumed"
+            assert rollout.ask("generate") == f"weights {step}"
+            assert rollout.ask("release kv_cache weights") == "released"
+            assert trainer.ask("reload") == "reloaded"
+        trainer.end()
+    assert rollout.ask("release cuda_graph") == "released"
+    assert sides.resident_bytes("rollout") == 0

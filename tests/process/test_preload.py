@@ -290,6 +290,33 @@ tell(malloc(MIB))
     assert said.startswith("vrambroker: BrokerUnavailable: no broker for CUDA device 0: start one with `broker serve`")
 
 
+def test_a_socket_that_nobody_answers_is_named(start_program: StartProgram, broker: RunningBroker) -> None:
+    broker.kill()
+    worker = start_program("one = malloc(4 * MIB)\ntell(one > 0, fake.fakeUsed() // MIB)", VRAMBROKER_TAG="all")
+    assert worker.hear() == "True 4"
+    code, said = worker.ended()
+    assert code == 0
+    assert said.startswith(f"vrambroker: BrokerUnavailable: no daemon answers at {broker.endpoint.handle_socket}")
+    assert "`broker serve`" in said
+    assert said.count("\n") == 1
+    broker.start_again()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a program as another user")
+def test_another_user_is_told_and_runs_as_ever(start_program: StartProgram, broker: RunningBroker) -> None:
+    source = """
+os.setuid(65534)
+one = malloc(4 * MIB)
+tell(one > 0, fake.fakeUsed() // MIB)
+"""
+    worker = start_program(source, VRAMBROKER_TAG="all")
+    assert worker.hear() == "True 4"
+    code, said = worker.ended()
+    assert code == 0
+    assert said.startswith("vrambroker: BrokerUnavailable: ")
+    assert said.count("\n") == 1
+
+
 def test_a_daemon_that_goes_away_is_no_end(start_program: StartProgram, broker: RunningBroker) -> None:
     source = """
 one = malloc(4 * MIB)

@@ -12,7 +12,7 @@ from vrambroker.broker.core.events import Contents
 @dataclass(slots=True, kw_only=True, eq=False)
 class NaiveLease:
     """`idle_since` orders the idle; `size` counts frames, `there` those that are on the device, and `parked` those whose
-    contents are in the arena.
+    contents are in the arena. `discarded`: nobody wants its contents back from this pause.
     """
 
     session: int
@@ -25,26 +25,31 @@ class NaiveLease:
     there: int = 0
     idle_since: int = 0
     sealed: bool = False
+    discarded: bool = False
     parked: int = 0
     readers: dict[tuple[int, bool], frozenset[int]] = field(default_factory=dict[tuple[int, bool], frozenset[int]])
 
     @property
+    def is_kept(self) -> bool:
+        return self.contents is Contents.KEEP and not self.discarded
+
+    @property
     def keeps(self) -> int:
         """What it takes of the arena."""
-        if self.contents is not Contents.KEEP:
+        if not self.is_kept:
             return 0
         return self.size if self.paused else self.parked
 
     @property
     def cost(self) -> int:
-        if self.contents is not Contents.KEEP:
+        if not self.is_kept:
             return 0
         return 1 if self.parked == self.size else 2
 
     def lose(self, frames: int) -> None:
         """Have so many frames taken, those first that are parked already."""
         self.there -= frames
-        if self.contents is Contents.KEEP:
+        if self.is_kept:
             self.parked = max(self.parked, self.size - self.there)
 
 
@@ -147,17 +152,21 @@ class Naive:
         lease.there += size
         return "Leased"
 
-    def pause(self, session: int, tags: tuple[str, ...], release: bool, now: int) -> str:
+    def pause(self, session: int, tags: tuple[str, ...], release: bool, discard: bool, now: int) -> str:
         if not self.known(session, tags):
             return "UnknownTag"
+        if discard and any(lease.sealed for lease in self.of(session, tags)):
+            return "WrongState"
         fresh = [lease for lease in self.of(session, tags) if not lease.paused]
-        need = sum(lease.size - lease.parked for lease in fresh if lease.contents is Contents.KEEP)
+        kept = [lease for lease in fresh if lease.contents is Contents.KEEP and not discard]
+        need = sum(lease.size - lease.parked for lease in kept)
         over = sum(lease.keeps for lease in self.leases) + need - self.budget
         if over > sum(lease.parked for lease in self.spare(fresh)):
             return "OutOfHostMemory"
         self.given_up = max(0, over)
         for lease in fresh:
             lease.paused, lease.idle_since = True, now
+            lease.discarded = discard and lease.contents is Contents.KEEP
         for lease in self.of(session, tags) if release else []:
             lease.lose(lease.there)
         self.serve()
@@ -243,7 +252,7 @@ class Naive:
 
     def bring_back(self, leases: list[NaiveLease]) -> None:
         for lease in leases:
-            lease.paused, lease.there = False, lease.size
+            lease.paused, lease.there, lease.discarded = False, lease.size, False
             lease.parked = lease.parked if lease.sealed else 0
 
     def seal(self, session: int, tags: tuple[str, ...], sealed: bool) -> str:
@@ -252,6 +261,8 @@ class Naive:
         leases = self.of(session, tags)
         if sealed and any(lease.contents is not Contents.KEEP for lease in leases):
             return "InvalidArgument"
+        if sealed and any(lease.discarded for lease in leases):
+            return "WrongState"
         for lease in leases:
             lease.sealed = sealed
             if not lease.paused and not sealed:
@@ -352,5 +363,5 @@ class Naive:
     def copy_ahead(self) -> None:
         """Have all that is idle in the arena as well: nobody waits."""
         for lease in self.leases:
-            if lease.paused and lease.contents is Contents.KEEP:
+            if lease.paused and lease.is_kept:
                 lease.parked = lease.size

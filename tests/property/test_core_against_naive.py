@@ -95,11 +95,11 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         more = data.draw(st.lists(st.sampled_from(others), unique=True)) if others else []
         return SessionId(lease.session), (lease.tag, *more)
 
-    def do_pause(self, session: SessionId, tags: tuple[str, ...], release: bool) -> None:
+    def do_pause(self, session: SessionId, tags: tuple[str, ...], release: bool, discard: bool = False) -> None:
         fresh = [lease for lease in self.naive.of(session, tags) if not lease.paused]
         spare = self.naive.spare(fresh)
-        answer = self.desk.pause(session, *tags, release=release)
-        assert name_of(answer) == self.naive.pause(session, tags, release, self.desk.now)
+        answer = self.desk.pause(session, *tags, release=release, discard=discard)
+        assert name_of(answer) == self.naive.pause(session, tags, release, discard, self.desk.now)
         if name_of(answer) in ("Paused", "OutOfHostMemory"):
             # Those who read it are asked to let go before a place for the contents is looked for.
             for lease in self.naive.of(session, tags):
@@ -120,9 +120,9 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         assert name_of(answer) == (expected or self.naive.answers.get(self.desk.last_call, ""))
 
     @precondition(lambda self: self.naive.leases)
-    @rule(data=st.data(), release=st.booleans())
-    def pause(self, data: st.DataObject, release: bool) -> None:
-        self.do_pause(*self.held(data, paused=False), release)
+    @rule(data=st.data(), release=st.booleans(), discard=st.booleans())
+    def pause(self, data: st.DataObject, release: bool, discard: bool) -> None:
+        self.do_pause(*self.held(data, paused=False), release, discard)
 
     @precondition(lambda self: self.naive.leases)
     @rule(data=st.data())

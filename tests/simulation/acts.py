@@ -196,9 +196,20 @@ def _pause(world: World, client: SimClient, session: SessionId) -> None:
     waiting = any(one.actor == client.peer and isinstance(one.what, ev.Lease) for one in world.unanswered)
     quiet = own and world.chance.random() < 0.7 and not waiting
     tags, release, deadline = _tags(world, target), world.chance.random() < 0.3, _deadline(world)
+    discard = quiet and world.chance.random() < 0.2
+    if discard:
+        client.expect_nothing_of(tags)
     world.ask(
         client,
-        lambda call: ev.Pause(call=call, session=target, tags=tags, release=release, quiet=quiet, deadline=deadline),
+        lambda call: ev.Pause(
+            call=call,
+            session=target,
+            tags=tags,
+            release=release,
+            discard=discard,
+            quiet=quiet,
+            deadline=deadline,
+        ),
     )
 
 

@@ -390,6 +390,15 @@ class SimClient:
                 self._machine.frames[slot.frame].content = self._written
                 slot.expected = self._written if lease.contents is ev.Contents.KEEP else None
 
+    def expect_nothing_of(self, tags: tuple[str, ...]) -> None:
+        """Count on nothing that is in these tags now: it is about to be discarded; also what is sealed, since that may be
+        over by then.
+        """
+        for lease in self.leases.values():
+            if lease.tag in tags:
+                for slot in lease.slots.values():
+                    slot.expected = None
+
     def usable(self) -> list[SimLease]:
         """Return the leases that the application may touch just now: resident, no gate closed, nothing on the way."""
         if self.inbox:

@@ -6,6 +6,7 @@ Then all must be free, nothing may wait, and every call must have been answered 
 from tests.simulation import acts
 from tests.simulation.calls import Build
 from tests.simulation.client import SimClient
+from tests.simulation.faults import configure_as_begun
 from tests.simulation.machine import Wronged, require
 from tests.simulation.world import World
 from vrambroker.broker.core import effects as ef
@@ -22,6 +23,7 @@ def end(world: World) -> None:
         client.faulty, client.stopped = False, False
     _settle(world)
     world.happen(world.outsiders.leave())
+    configure_as_begun(world)
     while (deadline := world.broker.next_deadline()) is not None:
         world.now = max(world.now, deadline)
         world.happen(ev.DeadlineReached())
@@ -131,7 +133,13 @@ def _pause_all(world: World, client: SimClient, tags: tuple[str, ...]) -> ef.Out
         world,
         client,
         lambda call: ev.Pause(
-            call=call, session=session, tags=tags, release=True, quiet=True, deadline=Instant(world.now + 10**6)
+            call=call,
+            session=session,
+            tags=tags,
+            release=True,
+            discard=False,
+            quiet=True,
+            deadline=Instant(world.now + 10**6),
         ),
     )
 

@@ -5,8 +5,20 @@ from tests.simulation.machine import require
 from tests.simulation.world import UNIT, World
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.ids import LeaseId, OrderId, ReaderId, SlotId
+from vrambroker.broker.core.limits import Eager
 
-FAULTS = ("outside", "die", "lose_connection", "reconnect", "stop", "go_on", "replay", "stale", "abandon")
+FAULTS = (
+    "outside",
+    "reconfigure",
+    "die",
+    "lose_connection",
+    "reconnect",
+    "stop",
+    "go_on",
+    "replay",
+    "stale",
+    "abandon",
+)
 
 
 def fault(world: World) -> None:
@@ -36,10 +48,36 @@ def fault(world: World) -> None:
             measured = world.outsiders.come_or_go(UNIT)
             if measured is not None:
                 world.driver.append(measured)
+        case "reconfigure":
+            world.happen(_reconfiguration(world))
         case "stale":
             _stale_report(world)
         case _:
             _abandon(world)
+
+
+def _reconfiguration(world: World) -> ev.Reconfigure:
+    """Return what an operator may say anew; where nobody measures, nothing is kept free."""
+    chance, measured = world.chance, world.limits.device_bytes is not None
+    return ev.Reconfigure(
+        keep_free_bytes=chance.choice((0, 2, 4, 6)) * UNIT if measured else 0,
+        outside_per_session_bytes=chance.choice((1, 4)) * UNIT,
+        eager=chance.choice(list(Eager)),
+        copy_ahead_ns=chance.choice((None, 0, 300)),
+    )
+
+
+def configure_as_begun(world: World) -> None:
+    """Have the broker keep to what it began with."""
+    limits = world.limits
+    world.happen(
+        ev.Reconfigure(
+            keep_free_bytes=limits.keep_free_bytes if limits.device_bytes is not None else 0,
+            outside_per_session_bytes=limits.outside_per_session_bytes,
+            eager=limits.eager,
+            copy_ahead_ns=limits.copy_ahead_ns,
+        )
+    )
 
 
 def _die(world: World, client: SimClient) -> None:

@@ -29,6 +29,9 @@ class FakeTorch:
         self.broken = False
         self.pools: dict[tuple[int, int], FakePool] = {}
         self.released: set[tuple[int, int]] = set()
+        # Pools that all threads allocate from, or did: those have one use more to give up.
+        self.everybodys: dict[tuple[int, int], bool] = {}
+        self.emptied_beside: list[int] = []
         self.made = self.died = 0
         self.reserved_bytes = self.allocated_bytes = self.emptied = 0
         self.free_bytes = 64 * GIB
@@ -53,8 +56,21 @@ class FakeTorch:
     def is_current_stream_capturing(self) -> bool:
         return self.current in self.captured
 
+    def begin_pool(self, index: int, number: tuple[int, int]) -> None:
+        assert self.pools[number].index == index
+        assert number not in self.everybodys
+        self.everybodys[number] = True
+
+    def end_pool(self, index: int, number: tuple[int, int]) -> None:
+        assert self.pools[number].index == index
+        assert self.everybodys[number]
+        self.everybodys[number] = False
+
     def release_pool(self, index: int, number: tuple[int, int]) -> None:
         assert self.pools[number].index == index
+        if number in self.everybodys:
+            assert not self.everybodys.pop(number), "it is ended before it is released"
+            return
         assert number not in self.released, "its use count is below zero"
         self.released.add(number)
 
@@ -71,6 +87,7 @@ class FakeTorch:
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         self.emptied += 1
+        self.emptied_beside.append(sum(self.everybodys.values()))
         for number in self.released:
             self.pools.pop(number, None)
 
@@ -129,6 +146,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorch]:
     ):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(torch_cuda, "_cuda_releasePool", fake.release_pool)
+    monkeypatch.setattr(torch_cuda, "_cuda_beginAllocateToPool", fake.begin_pool)
+    monkeypatch.setattr(torch_cuda, "_cuda_endAllocateToPool", fake.end_pool)
     yield fake
     gc.collect()
     assert fake.died == 0
@@ -264,3 +283,47 @@ def test_an_error_out_of_nested_regions_is_told_once(fake: FakeTorch, monkeypatc
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert caught.value.__notes__ == ["vrambroker: OutOfDeviceMemory: rollout holds it"]
+
+
+def test_a_process_that_sleeps_allocates_elsewhere_until_it_wakes(fake: FakeTorch) -> None:
+    side = tensors()
+    side.fall_asleep()
+    assert fake.emptied_beside == [0], "torch gives nothing back of its default pool later"
+    assert list(fake.everybodys.values()) == [True]
+    side.fall_asleep()
+    assert fake.emptied_beside == [0, 1], "at no time is nothing there to allocate from"
+    assert list(fake.everybodys.values()) == [True]
+    side.wake()
+    side.wake()
+    assert not fake.everybodys
+    assert not fake.pools
+
+
+def test_a_process_does_not_fall_asleep_beside_an_open_region(fake: FakeTorch) -> None:
+    side = tensors()
+    with side.region(lease("weights"), timeout_s=1), pytest.raises(NotQuiescent):
+        side.fall_asleep()
+    assert not fake.everybodys
+    side.fall_asleep()
+    side.wake()
+
+
+def test_what_is_left_out_has_pools_of_its_own_and_its_thread_leases_nothing(
+    fake: FakeTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def thread_leases(lease: bool) -> bool:
+        told.append(lease)
+        return True
+
+    monkeypatch.setattr(native, "thread_leases", thread_leases)
+    side = tensors()
+    with side.region(lease("weights"), timeout_s=1), side.unleased():
+        assert len(fake.entered) == 2
+        assert told == [False]
+    assert told == [False, True]
+    with side.unleased():
+        assert len(fake.pools) == 2, "the same one"
+    side.before_pause(("weights",))
+    assert len(fake.pools) == 1, "nothing of what is left out is paused"

@@ -311,3 +311,28 @@ def test_a_bug_of_a_port_ends_everything_too() -> None:
         assert bench.ports.done == ["destroy 1"]
 
     _run(test())
+
+
+def test_a_pulse_is_an_event_that_the_core_has_handled() -> None:
+    async def test() -> None:
+        bench = Bench(lambda event, now: [])
+        assert bench.runtime.pulse()
+        assert bench.core.handled == [DeadlineReached()]
+        bench.runtime.stop()
+        assert not bench.runtime.pulse()
+
+    _run(test())
+
+
+def test_a_core_that_raises_or_has_no_world_has_no_pulse() -> None:
+    def handle(event: Event, now: Instant) -> list[Effect]:
+        raise InvariantViolation("planted")
+
+    async def test() -> None:
+        bench = Bench(handle)
+        assert not bench.runtime.pulse()
+        assert len(bench.bugs) == 1
+        unstarted = Runtime(core=bench.core, clock=MonotonicClock(), on_bug=bench.bugs.append)
+        assert not unstarted.pulse()
+
+    _run(test())

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from vrambroker.broker.core.errors import BrokerUnavailable, OutOfDeviceMemory
-from vrambroker.client import attaching, discovery
+from vrambroker.client import discovery
 from vrambroker.client.memory import Memory
+from vrambroker.client.saver import regions as regions_module
 from vrambroker.client.saver import start
 from vrambroker.client.saver.regions import Regions
 from vrambroker.client.saver.saver import TorchMemorySaver
@@ -78,10 +79,12 @@ def current(monkeypatch: pytest.MonkeyPatch) -> list[FakeMemory]:
     """The device that a region is on: the first of these."""
     devices = [FakeMemory()]
 
-    def attached(device: str | None) -> Memory:
+    def attached(device: str | None, name: str) -> Memory:
+        assert device is None
+        assert name
         return cast("Memory", devices[0])
 
-    monkeypatch.setattr(attaching, "attached", attached)
+    monkeypatch.setattr(regions_module, "attached", attached)
     return devices
 
 

@@ -95,8 +95,9 @@ VRB_API vrb_status vrb_malloc(vrb_lease *lease, size_t size, uint32_t timeout_ms
 VRB_API vrb_status vrb_free(vrb_client *client, void *pointer, vrb_error *error);
 
 /* Pause every lease of these tags. The caller has seen to it that its own work on them is done.
- * With release, returns when their frames have left. An open use scope answers VRB_NOT_QUIESCENT. */
-VRB_API vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32_t count, int release,
+ * With release, returns when their frames have left. With discard, contents that would be kept are worth nothing in this
+ * pause, but for those of tags that are paused already. An open use scope answers VRB_NOT_QUIESCENT. */
+VRB_API vrb_status vrb_pause(vrb_client *client, const char *const *tags, uint32_t count, int release, int discard,
                              uint32_t timeout_ms, vrb_error *error);
 
 /* Bring them back, all or none. same_pages (count entries, may be NULL): 1 where no page of the tag has changed.

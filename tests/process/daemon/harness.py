@@ -194,6 +194,10 @@ class Daemon:
     def notification(self) -> bytes:
         return self._manager.recv(4096)
 
+    def await_notifications(self, seconds: float) -> None:
+        """Have `notification` raise `TimeoutError` after so long."""
+        self._manager.settimeout(seconds)
+
     def log(self) -> str:
         return self.log_path.read_text()
 

@@ -188,7 +188,7 @@ class RawClient:
         return self.ask(request).lease
 
     def pause(self, *tags: str, release: bool = False) -> None:
-        self.ask(lambda number: records.Pause(request=number, release=int(release), timeout_ms=0, tags=tags))
+        self.ask(lambda number: records.Pause(request=number, release=int(release), discard=0, timeout_ms=0, tags=tags))
 
     def resume(self, *tags: str, timeout_ms: int = 0) -> dict[str, bool]:
         """Return, for each tag, whether its pages are the same."""

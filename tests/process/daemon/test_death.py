@@ -234,7 +234,9 @@ def test_one_request_a_hundred_times_is_one_request(shared: Daemon) -> None:
         assert client.ask(request, 1) == first
     assert shared.operator.status().device.lent_bytes == 4 * MIB
     with pytest.raises(Refused) as caught:
-        client.ask(lambda number: records.Pause(request=number, release=0, timeout_ms=0, tags=("weights",)), 1)
+        client.ask(
+            lambda number: records.Pause(request=number, release=0, discard=0, timeout_ms=0, tags=("weights",)), 1
+        )
     assert caught.value.name == "RequestConflict"
 
 

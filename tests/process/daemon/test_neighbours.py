@@ -65,7 +65,9 @@ def test_who_does_not_let_go_keeps_the_frames_waiting_until_its_end_and_no_conte
     client.fill(lease, 2)
     with _neighbour(daemon, "deaf") as neighbour:
         client.pause("weights")
-        waiting = client.begin(lambda number: records.Pause(request=number, release=1, timeout_ms=0, tags=("weights",)))
+        waiting = client.begin(
+            lambda number: records.Pause(request=number, release=1, discard=0, timeout_ms=0, tags=("weights",))
+        )
         daemon.operator.wait_until(lambda status: status.host.used_bytes == 32 * MIB)
         assert client.leases[lease].mapped_bytes == 32 * MIB
         neighbour.kill()

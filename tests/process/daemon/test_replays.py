@@ -58,8 +58,10 @@ def test_on_the_handle_socket(shared: Daemon, verb: str) -> None:
         "Lease": lambda number: records.Lease(request=number, contents=1, size_bytes=2 * MIB, timeout_ms=0, tag="x"),
         "Claim": lambda number: records.Claim(request=number, claim=claim),
         "Return": lambda number: records.Return(request=number, lease=returned, slots=()),
-        "Pause": lambda number: records.Pause(request=number, release=0, timeout_ms=0, tags=("used",)),
-        "Release": lambda number: records.Pause(request=number, release=1, timeout_ms=0, tags=("used", "idle")),
+        "Pause": lambda number: records.Pause(request=number, release=0, discard=0, timeout_ms=0, tags=("used",)),
+        "Release": lambda number: records.Pause(
+            request=number, release=1, discard=0, timeout_ms=0, tags=("used", "idle")
+        ),
         "Resume": lambda number: records.Resume(request=number, timeout_ms=0, tags=("idle",)),
         "ResumeParked": lambda number: records.Resume(request=number, timeout_ms=LONG_MS, tags=("parked",)),
     }
@@ -129,7 +131,7 @@ def test_a_late_replay_undoes_nothing(shared: Daemon) -> None:
     client, _ = _worker(shared)
 
     def pause(number: int) -> records.Record:
-        return records.Pause(request=number, release=0, timeout_ms=0, tags=("used",))
+        return records.Pause(request=number, release=0, discard=0, timeout_ms=0, tags=("used",))
 
     def resume(number: int) -> records.Record:
         return records.Resume(request=number, timeout_ms=0, tags=("used",))

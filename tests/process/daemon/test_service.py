@@ -58,12 +58,6 @@ def _serve(run_dir: Path, *options: str, device: str) -> "subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
 
-def test_it_tells_the_service_manager(daemon: Daemon) -> None:
-    assert daemon.notified == [b"READY=1"]
-    daemon.process.send_signal(signal.SIGTERM)
-    assert daemon.notification() == b"STOPPING=1"
-
-
 def test_health_and_reflection_answer(shared: Daemon) -> None:
     assert _health(shared) == _health(shared, "vrambroker.v1.Broker") == SERVING
     names = ProtoReflectionDescriptorDatabase(shared.operator.channel).get_services()

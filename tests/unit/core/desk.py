@@ -256,6 +256,7 @@ class Desk:
         session: SessionId,
         *tags: str,
         release: bool = False,
+        discard: bool = False,
         quiet: bool = True,
         actor: ev.Peer | None = None,
         deadline: Instant = FAR,
@@ -265,6 +266,7 @@ class Desk:
             session=session,
             tags=tags,
             release=release,
+            discard=discard,
             quiet=quiet,
             deadline=deadline,
         )

@@ -35,7 +35,9 @@ def test_what_is_a_processs_own_affair_is_refused_to_everybody_else(verb: str, s
         "claim": ev.Claim(call=call, session=session, claim=unclaimed.claim),
         "return": ev.Return(call=call, session=session, lease=lease, slots=()),
         "return a slot": ev.Return(call=call, session=session, lease=lease, slots=(slot,)),
-        "quiet pause": ev.Pause(call=call, session=session, tags=("weights",), release=False, quiet=True, deadline=FAR),
+        "quiet pause": ev.Pause(
+            call=call, session=session, tags=("weights",), release=False, discard=False, quiet=True, deadline=FAR
+        ),
         "reattach": ev.Reattach(call=call, session=session, connection=ConnectionId(9)),
         "detach": ev.Detach(call=call, session=session),
     }

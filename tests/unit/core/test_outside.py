@@ -8,6 +8,7 @@ from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.errors import (
     DriverFailed,
     InvalidArgument,
+    InvariantViolation,
     NotOwner,
     OutOfDeviceMemory,
     QuotaExceeded,
@@ -348,3 +349,60 @@ def test_what_is_to_stay_free_is_withheld_before_anything_is_measured() -> None:
     one = desk.attach(peer(1))
     assert isinstance(desk.lend(one, "a", 8), OutOfDeviceMemory)
     desk.lease(one, "a", 7)
+
+
+def reconfigure(
+    desk: Desk, *, keep_free: int = 2, per_session: int = 4, eager: Eager = Eager.NEVER, copy_ahead: int | None = None
+) -> Snapshot:
+    desk.do(
+        ev.Reconfigure(
+            keep_free_bytes=keep_free * MIB,
+            outside_per_session_bytes=per_session * MIB,
+            eager=eager,
+            copy_ahead_ns=copy_ahead,
+        )
+    )
+    return desk.broker.snapshot()
+
+
+def test_more_or_less_is_kept_free_as_soon_as_the_operator_says_so() -> None:
+    desk = shared()
+    one = desk.attach(peer(1))
+    dropped = desk.lease(one, "kv", 8, DROP)
+    desk.pause(one, "kv")
+    assert measure(desk, 1).withheld_bytes == MIB
+    assert reconfigure(desk, keep_free=5).withheld_bytes == 4 * MIB
+    assert desk.view(dropped).device_bytes == 4 * MIB, "what is idle was taken for it"
+    assert reconfigure(desk, keep_free=0).withheld_bytes == 0
+    assert desk.free == 4
+
+
+def test_the_broker_is_eager_or_not_as_soon_as_the_operator_says_so() -> None:
+    desk = shared(Eager.NEVER)
+    one = desk.attach(peer(1))
+    dropped = desk.lease(one, "kv", 4, DROP)
+    desk.pause(one, "kv")
+    assert desk.view(dropped).device_bytes == 4 * MIB
+    assert reconfigure(desk, eager=Eager.ALWAYS).eager == "as configured"
+    assert desk.view(dropped).device_bytes == 0
+    assert reconfigure(desk).eager == ""
+    measure(desk, 6)
+    assert reconfigure(desk, eager=Eager.AUTO, per_session=6).eager == "it is growing"
+    desk.at(desk.now + 1_000)
+    assert reconfigure(desk, eager=Eager.AUTO, per_session=6).eager == ""
+    assert "more than 1 sessions" in reconfigure(desk, eager=Eager.AUTO, per_session=1).eager
+
+
+def test_copies_are_made_ahead_as_soon_as_the_operator_says_so() -> None:
+    desk = Desk(limits())
+    one = desk.attach(peer(1))
+    kept = desk.lease(one, "w", 4)
+    desk.pause(one, "w")
+    assert desk.view(kept).copied_bytes == 0
+    reconfigure(desk, keep_free=0, copy_ahead=0)
+    assert any(isinstance(effect, ef.SendCopy) for effect in desk.effects)
+
+
+def test_nothing_is_kept_free_where_nobody_measures() -> None:
+    with pytest.raises(InvariantViolation):
+        reconfigure(Desk(limits()), keep_free=1)

@@ -169,8 +169,8 @@ CHANGES = [
         {"session": 2, "lease": 2, "slots": (SlotId(1),)},
     ),
     (
-        Pause(call=ONE, session=SessionId(1), tags=("a", "b"), release=False, quiet=False, deadline=NOW),
-        {"session": 2, "tags": ("a,b",), "release": True, "quiet": True},
+        Pause(call=ONE, session=SessionId(1), tags=("a", "b"), release=False, discard=False, quiet=False, deadline=NOW),
+        {"session": 2, "tags": ("a,b",), "release": True, "discard": True, "quiet": True},
     ),
     (
         Resume(call=ONE, session=SessionId(1), tags=("a", "b"), wait=False, deadline=NOW),

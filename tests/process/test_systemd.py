@@ -1,0 +1,136 @@
+"""systemd's files: what `broker install-systemd` writes is what systemd's own tools accept, and how exposed they call it."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tidy.test_house import ROOT
+from vrambroker.broker.settings import Settings, Sources
+from vrambroker.broker.systemd import settings_text
+
+DEADLINE_S = 60.0
+UNIT = "usr/lib/systemd/system/vrambroker@.service"
+COMMAND = "/bin/true"
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed: nothing looked at the unit"
+)
+
+
+def run(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
+def broker(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    return run(sys.executable, "-m", "vrambroker.broker.cli", *words)
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The root of a package, with the files in it."""
+    done = broker("install-systemd", "--root", tmp_path, "--command", COMMAND)
+    assert (done.returncode, done.stderr) == (0, "")
+    return tmp_path
+
+
+def test_a_package_gets_four_files_and_nothing_else(package: Path) -> None:
+    found = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    others = {"usr/lib/tmpfiles.d/vrambroker.conf", "usr/lib/sysusers.d/vrambroker.conf"}
+    assert found == {UNIT, "etc/vrambroker/vrambroker.toml", *others}
+    assert {(package / path).stat().st_mode & 0o777 for path in found} == {0o644}
+
+
+def test_a_dry_run_prints_the_files_and_writes_none(tmp_path: Path) -> None:
+    done = broker("install-systemd", "--dry-run", "--root", tmp_path)
+    assert done.returncode == 0
+    assert f"# {tmp_path / UNIT}\n" in done.stdout
+    assert "\nExecStart=/usr/bin/broker serve --device %i " in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_units_file_is_renewed_and_the_settings_are_not(package: Path) -> None:
+    settings = package / "etc/vrambroker/vrambroker.toml"
+    settings.write_text('capacity = "1GiB"\n')
+    (package / UNIT).write_text("")
+    done = broker("install-systemd", "--root", package, "--command", "/opt/broker")
+    assert settings.read_text() == 'capacity = "1GiB"\n'
+    assert "ExecStart=/opt/broker serve" in (package / UNIT).read_text()
+    assert str(settings) not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("/home/somebody/venv/bin/broker", "the service does not see"),
+        ("/root/broker", "the service does not see"),
+        ("broker", "no absolute path"),
+        ("/opt/my broker", "no absolute path"),
+        ("/opt/%i/broker", "no absolute path"),
+    ],
+)
+def test_a_command_that_no_service_could_start_is_refused(command: str, why: str, tmp_path: Path) -> None:
+    done = broker("install-systemd", "--root", tmp_path, "--command", command)
+    assert done.returncode == 1
+    assert done.stderr.startswith("InvalidArgument: ")
+    assert why in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_root_that_can_not_be_written_to_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = broker("install-systemd", "--root", tmp_path / "file")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("NotADirectoryError: ")
+
+
+def test_the_settings_name_every_option_but_those_of_the_unit_and_set_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = set(re.findall(r"^# (\w+) =$", settings_text(), re.MULTILINE))
+    assert named == set(Settings.model_fields) - {"device", "run_dir"}
+    file = tmp_path / "vrambroker.toml"
+    file.write_text(settings_text())
+    assert Sources.of({}, file).read().capacity is None
+
+
+@needs_systemd
+@pytest.mark.parametrize("instance", ["0", "GPU-8a2b5a3e-0b5f-4d5e-9b1a-0d6c1c2f3a4b", "host"])
+def test_systemd_verifies_an_instance(package: Path, instance: str) -> None:
+    unit = (package / UNIT).with_name(f"vrambroker@{instance}.service")
+    shutil.copy(package / UNIT, unit)
+    done = run("systemd-analyze", "verify", "--man=no", unit)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_systemd
+def test_a_wrong_directive_would_be_noticed(package: Path) -> None:
+    unit = (package / UNIT).with_name("vrambroker@0.service")
+    unit.write_text((package / UNIT).read_text().replace("WatchdogSec=30", "WatchdogSecs=30\nExecReload=kill"))
+    done = run("systemd-analyze", "verify", "--man=no", unit)
+    assert "WatchdogSecs" in done.stderr
+
+
+@needs_systemd
+def test_the_exposure_is_the_one_in_the_docs(package: Path) -> None:
+    done = run("systemd-analyze", "security", "--offline=true", "--no-pager", package / UNIT)
+    found = re.search(r"Overall exposure level for \S+: (\d+\.\d) ", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    told = re.search(r"exposure (\d+\.\d)", (ROOT / "docs" / "operations.md").read_text())
+    assert told is not None
+    assert abs(float(found[1]) - float(told[1])) <= 0.3, f"systemd says {found[1]}, the docs {told[1]}"
+
+
+@needs_systemd
+def test_systemd_makes_the_user_and_the_folder(package: Path) -> None:
+    made = run("systemd-sysusers", f"--root={package}", "vrambroker.conf")
+    assert made.returncode == 0, made.stderr
+    (entry,) = (line for line in (package / "etc/passwd").read_text().splitlines() if line.startswith("vrambroker:"))
+    uid, gid = map(int, entry.split(":")[2:4])
+    made = run("systemd-tmpfiles", f"--root={package}", "--create", "vrambroker.conf")
+    assert made.returncode == 0, made.stderr
+    folder = (package / "run/vrambroker").stat()
+    assert (folder.st_mode & 0o777, folder.st_uid, folder.st_gid) == (0o755, uid, gid)
