@@ -6,7 +6,13 @@ strict: whatever is short, long, unknown or left over raises `BadRecord`, and th
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from vrambroker.broker.adapters.layout import BadRecord as BadRecord
+from vrambroker.broker.adapters.layout import Entry as Entry
+from vrambroker.broker.adapters.layout import Layout, Reader, get_fields, put_fields
+from vrambroker.broker.adapters.layout import ListOf as ListOf
+from vrambroker.broker.adapters.layout import Record as Record
 
 PROTOCOL = 1
 PACKET_BYTES_MAX = 32_768
@@ -20,80 +26,6 @@ SLOT_RESTORE = 2
 SLOT_PARK = 1
 EXPORT_READ_ONLY = 1
 EXPORT_AGAIN = 2
-
-
-class BadRecord(Exception):
-    """The packet is not a record of this protocol; nothing was taken from it."""
-
-
-class _Reader:
-    """Cuts fields off the front of a packet."""
-
-    def __init__(self, data: bytes, offset: int) -> None:
-        self._data = data
-        self._at = offset
-
-    def take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._data):
-            raise BadRecord("the packet is too short for its fields")
-        cut = self._data[self._at : end]
-        self._at = end
-        return cut
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def finished(self) -> bool:
-        return self._at == len(self._data)
-
-
-_NUMBERS = {"u8": 1, "u16": 2, "u32": 4, "u64": 8}
-
-
-def _put(kind: str, value: Any, out: bytearray) -> None:
-    if kind in _NUMBERS:
-        out += int(value).to_bytes(_NUMBERS[kind], "little")
-    elif kind == "token":
-        if len(value) != 16:
-            raise ValueError("a token has 16 bytes")
-        out += value
-    elif kind in ("str", "bytes"):
-        raw = value.encode() if kind == "str" else value
-        out += len(raw).to_bytes(2, "little") + raw
-    else:
-        raise ValueError(f"no wire type {kind}")
-
-
-def _get(kind: str, reader: _Reader) -> Any:
-    if kind in _NUMBERS:
-        return reader.number(_NUMBERS[kind])
-    if kind == "token":
-        return reader.take(16)
-    raw = reader.take(reader.number(2))
-    if kind == "bytes":
-        return raw
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise BadRecord("a string is not UTF-8") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """The base of what is in a list, and of all records; `LAYOUT` names the fields in order, with their wire types."""
-
-    LAYOUT: ClassVar["Layout"] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ListOf:
-    """The wire type of a list of numbers, strings or entries."""
-
-    entry: str | type[Entry]
-
-
-Layout = tuple[tuple[str, str | ListOf], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +88,6 @@ class DoneLease(Entry):
     tag: str
 
     LAYOUT: ClassVar[Layout] = (("lease", "u64"), ("same_pages", "u8"), ("tag", "str"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record(Entry):
-    """The base of all records; `TYPE` is the number on the wire."""
-
-    TYPE: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -646,41 +571,13 @@ FROM_DAEMON: tuple[type[Record], ...] = (
 _BY_TYPE = {record.TYPE: record for record in FROM_CLIENT + FROM_DAEMON}
 
 
-def _put_fields(value: Entry, out: bytearray) -> None:
-    for name, kind in value.LAYOUT:
-        item = getattr(value, name)
-        if isinstance(kind, str):
-            _put(kind, item, out)
-            continue
-        out += len(item).to_bytes(2, "little")
-        for one in item:
-            if isinstance(kind.entry, str):
-                _put(kind.entry, one, out)
-            else:
-                _put_fields(one, out)
-
-
-def _get_fields(entry: type[Entry], reader: _Reader) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, kind in entry.LAYOUT:
-        if isinstance(kind, str):
-            values[name] = _get(kind, reader)
-        else:
-            values[name] = tuple(_get_one(kind.entry, reader) for _ in range(reader.number(2)))
-    return values
-
-
-def _get_one(kind: str | type[Entry], reader: _Reader) -> Any:
-    return _get(kind, reader) if isinstance(kind, str) else kind(**_get_fields(kind, reader))
-
-
 def encode(record: Record, fds: int = 0) -> bytes:
     """Return the packet for a record that travels with this many fds.
 
     Raises ValueError if the packet would be longer than `PACKET_BYTES_MAX`.
     """
     body = bytearray()
-    _put_fields(record, body)
+    put_fields(record, body)
     size = HEADER.size + len(body)
     if size > PACKET_BYTES_MAX:
         raise ValueError(f"{type(record).__name__} of {size} bytes: longer than a packet may be")
@@ -700,8 +597,8 @@ def decode(packet: bytes, fds: int, accept: tuple[type[Record], ...]) -> Record:
         raise BadRecord(f"no record of type {number} is expected here")
     if size != len(packet) or fds_told != fds or fds > FDS_PER_PACKET_MAX:
         raise BadRecord("the header does not fit the packet")
-    reader = _Reader(packet, HEADER.size)
-    values = _get_fields(record, reader)
+    reader = Reader(packet, HEADER.size)
+    values = get_fields(record, reader)
     if not reader.finished():
         raise BadRecord("the packet is longer than its fields")
     return record(**values)

@@ -376,8 +376,9 @@ def test_a_thousand_sends_leave_nothing_behind(memory: Memory, rollout: Worker) 
         blobs = ",".join(pack(tensor[number:]) for number in range(start, start + 50))
         assert rollout.ask(f"pass {blobs}") == "passed"
     assert kept_alive(memory) == 0
-    assert len(os.listdir("/proc/self/fd")) == own
     assert rollout.ask("fds") == others
+    # Clients of tests before may close theirs meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= own
     assert len(readers_of(memory, "weights")) == 1
     end(rollout)
 

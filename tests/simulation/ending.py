@@ -24,6 +24,7 @@ def end(world: World) -> None:
     _settle(world)
     world.happen(world.outsiders.leave())
     configure_as_begun(world)
+    _settle(world)
     while (deadline := world.broker.next_deadline()) is not None:
         world.now = max(world.now, deadline)
         world.happen(ev.DeadlineReached())
