@@ -7,7 +7,17 @@ is delivered through `Deliver`, which may be called from any thread.
 from collections.abc import Callable
 from typing import Protocol
 
-from vrambroker.broker.core.effects import Effect, Extent, Outcome, Publish, SendCopy, SendGrant, SendRecall, SpillPlace
+from vrambroker.broker.core.effects import (
+    Effect,
+    Extent,
+    Outcome,
+    Publish,
+    SendCopy,
+    SendGrant,
+    SendReadGrant,
+    SendRecall,
+    SpillPlace,
+)
 from vrambroker.broker.core.errors import BrokerError
 from vrambroker.broker.core.events import Event
 from vrambroker.broker.core.ids import (
@@ -15,9 +25,11 @@ from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
     Domain,
+    ExportKey,
     FrameId,
     Instant,
     OrderId,
+    ReaderId,
     SessionId,
     TransferId,
 )
@@ -123,6 +135,13 @@ class Peers(Protocol):
     def grant(self, order: SendGrant) -> None: ...
     def recall(self, order: SendRecall) -> None: ...
     def copy(self, order: SendCopy) -> None: ...
+    def read_grant(self, order: SendReadGrant) -> None: ...
+    def close_reader(self, session: SessionId, reader: ReaderId) -> None: ...
+    def end_reader(self, reader: ReaderId) -> None:
+        """Send a reader that is no more nothing of what was not sent yet."""
+        ...
+
+    def export_settled(self, session: SessionId, key: ExportKey) -> None: ...
     def pause_order(self, session: SessionId, order: OrderId, tags: tuple[str, ...]) -> None: ...
     def pause_cancelled(self, session: SessionId, order: OrderId) -> None: ...
     def lease_state(self, session: SessionId, lease: int, paused: bool) -> None: ...

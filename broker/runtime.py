@@ -21,17 +21,21 @@ from vrambroker.broker.core.effects import (
     DestroyArenaFile,
     DestroyFrame,
     Effect,
+    EndReader,
     OfferArenaFile,
     Publish,
     PunchExtent,
     Refuse,
     Reply,
+    SendCloseReader,
     SendCopy,
     SendDraining,
+    SendExportSettled,
     SendGrant,
     SendLeaseState,
     SendPauseCancelled,
     SendPauseOrder,
+    SendReadGrant,
     SendRecall,
     SpillIn,
     SpillOut,
@@ -186,6 +190,8 @@ def perform(effect: Effect, world: World) -> None:
             world.peers.recall(effect)
         case SendCopy():
             world.peers.copy(effect)
+        case SendReadGrant() | SendCloseReader() | EndReader() | SendExportSettled():
+            _perform_for_reader(effect, world.peers)
         case SendPauseOrder():
             world.peers.pause_order(effect.session, effect.order, effect.tags)
         case SendPauseCancelled():
@@ -219,3 +225,15 @@ def perform(effect: Effect, world: World) -> None:
                 observer.published(effect)
         case _:
             assert_never(effect)
+
+
+def _perform_for_reader(effect: SendReadGrant | SendCloseReader | EndReader | SendExportSettled, peers: Peers) -> None:
+    match effect:
+        case SendReadGrant():
+            peers.read_grant(effect)
+        case SendCloseReader():
+            peers.close_reader(effect.session, effect.reader)
+        case EndReader():
+            peers.end_reader(effect.reader)
+        case SendExportSettled():
+            peers.export_settled(effect.session, effect.key)

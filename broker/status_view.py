@@ -14,6 +14,8 @@ from rich.text import Text
 from vrambroker.broker.sizes import size_text
 from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TagStatus, TicketStatus
 
+READERS_SHOWN = 3
+
 STATE_STYLES = {
     "resident": "green",
     "idle": "cyan",
@@ -114,8 +116,12 @@ def _sessions_table(status: Status) -> Table:
 
 
 def _state_text(tag: TagStatus) -> str:
-    """Return the state, and how much of what is idle can be taken without a copy."""
-    return f"{tag.state}, {size_text(tag.copied_bytes)} copied" if tag.copied_bytes else tag.state
+    """Return the state, how much of what is idle can be taken without a copy, and who else has it mapped."""
+    copied = f", {size_text(tag.copied_bytes)} copied" if tag.copied_bytes else ""
+    names = list(dict.fromkeys(reader.session for reader in tag.readers))
+    more = f" and {len(names) - READERS_SHOWN} more" if len(names) > READERS_SHOWN else ""
+    readers = f", read by {', '.join(names[:READERS_SHOWN])}{more}" if names else ""
+    return f"{tag.state}{copied}{readers}"
 
 
 def _ticket_row(ticket: TicketStatus, now_ns: int) -> tuple[str, ...]:

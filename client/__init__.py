@@ -33,7 +33,8 @@ from vrambroker.broker.core.errors import (
     WrongState,
 )
 from vrambroker.client.callbacks import Decline
-from vrambroker.client.memory import Hold, Memory, connect
+from vrambroker.client.hold import Hold
+from vrambroker.client.memory import Memory, connect
 from vrambroker.client.room import Room, make_room
 
 __all__ = [

@@ -1,6 +1,7 @@
 """`Memory`: what a worker leases from its broker, as torch code sees it. Synchronous, thread-safe."""
 
 import os
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -13,18 +14,19 @@ from vrambroker.broker.core.errors import (
     BrokerUnavailable,
     InvalidArgument,
     NotQuiescent,
-    UnknownTicket,
     WrongState,
 )
 from vrambroker.client import discovery, native
 from vrambroker.client.callbacks import Callbacks
+from vrambroker.client.hold import Hold
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
 
     from vrambroker.client.callbacks import PauseCallback, ResumeCallback
     from vrambroker.client.placing import Placeable
-    from vrambroker.client.rpc import Control
     from vrambroker.client.status import Status
     from vrambroker.client.tensors import Allocate
 
@@ -78,6 +80,10 @@ class Memory:
         self._torch: _Tensors | None = None
         self._torch_lock = threading.Lock()
         self._control = Control(endpoint, token=self._token, attached=True)
+        self._shared_read_only: set[str] = set()
+        # So that what was sent can be received by whatever unpickles it, before anything else is done with torch here.
+        if "torch" in sys.modules:
+            self._travel()
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -376,6 +382,7 @@ class Memory:
     def _at_rest(self, tags: tuple[str, ...]) -> Generator[None]:
         """Have torch hand out nothing of these tags; if they are not paused in the block after all, it may again."""
         if self._torch is not None:
+            self._travel().collect(self)
             self._torch.before_pause(tags)
         if not set(tags).isdisjoint(self.process_tags):
             self._client.divert_process(elsewhere=True)
@@ -414,6 +421,29 @@ class Memory:
                 self._client.resume(some, timeout_s=timeout)
             except BrokerError as late:
                 error.add_note(f"what was paused for it did not come back: {late}")
+
+    def share_read_only(self, *tags: str) -> None:
+        """Have tensors of these tags that are sent to other processes from now on be read-only there.
+
+        Who writes to them has a fault: SIGSEGV on `host`, a dead CUDA context on a GPU. Without this, who receives a leased
+        tensor writes to the sender's own memory, as torch has it; but for tags that are sealed.
+        """
+        self._require_named(tags, "share read-only")
+        for tag in tags:
+            native.check_label(tag, "tag")
+        self._shared_read_only.update(tags)
+
+    def is_shared_read_only(self, tag: str) -> bool:
+        """Whether tensors of this tag are sent read-only by `share_read_only`."""
+        return tag in self._shared_read_only
+
+    def forget_sent(self, *, timeout: float = TIMEOUT_S) -> None:
+        """Let go of what was sent to other processes and nobody has received: it can't be received any more.
+
+        A leased tensor that is sent is kept alive until it was received as often as it was sent, and what was received is
+        in use nowhere any more; that is looked at whenever something is sent, at a pause, and here.
+        """
+        self._travel().forget_sent(self, timeout_s=timeout)
 
     def on_pause(self, callback: "PauseCallback", *tags: str) -> None:
         """Have `callback(tags)` run when somebody else asks for a pause of these tags (of any, if none are named).
@@ -465,6 +495,7 @@ class Memory:
         if _attachments.release(self):
             self._closed = True
             if self._torch is not None:
+                self._travel().leave(self)
                 self._torch.close()
             self._control.close()
             self._client.close()
@@ -508,7 +539,24 @@ class Memory:
         with self._torch_lock:
             if self._torch is None:
                 self._torch = self._make_tensors()
+                self._travel()
             return self._torch
+
+    def _travel(self) -> "ModuleType":
+        """Have torch send and receive leased tensors in this process, and return what does that."""
+        from vrambroker.client import sharing
+
+        sharing.install()
+        return sharing
+
+    def native_client(self) -> native.Client:
+        """Return the native client, for the other modules of this package."""
+        return self._client
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a call waits whose caller can't say so."""
+        return TIMEOUT_S
 
     def _make_tensors(self) -> _Tensors:
         if discovery.is_host(self.device):
@@ -530,29 +578,6 @@ class Memory:
         self._client.info()
         if self._closed:
             raise WrongState(message=f"{self!r} is closed: connect again", session=self.name, state="closed")
-
-
-class Hold:
-    """Capacity that is set aside for later; see `Memory.hold`."""
-
-    def __init__(self, control: "Control", ticket: int) -> None:
-        """For `Memory.hold` alone."""
-        self._control = control
-        self.ticket = ticket
-
-    def release(self) -> None:
-        """Give back what is not used up; once more is no error."""
-        with suppress(UnknownTicket):
-            self._control.cancel(self.ticket)
-
-    def __enter__(self) -> Self:
-        """Return itself; the end of the block releases it."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 def _batches(tags: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -602,6 +627,11 @@ class _Attachments:
                 self._all.remove(there)
             return there.users == 0
 
+    def memories(self) -> tuple[Memory, ...]:
+        """Return what this process is attached to, latest first."""
+        with self._lock:
+            return tuple(one.memory for one in reversed(self._all))
+
     def _forget(self) -> None:
         # A lock held by another thread at the fork would stay locked here, and the parent's sessions are not ours.
         self._lock = threading.Lock()
@@ -609,6 +639,11 @@ class _Attachments:
 
 
 _attachments = _Attachments()
+
+
+def attached_memories() -> tuple[Memory, ...]:
+    """Return what this process is attached to just now, latest first."""
+    return _attachments.memories()
 
 
 def _attached_otherwise(there: _Attachment, name: str) -> WrongState:

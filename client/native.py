@@ -206,6 +206,13 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vrb_tensor": (c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
     "vrb_find": (c_void_p, c_void_p, c_size_t, POINTER(_Place), POINTER(_Error)),
     "vrb_parked_tensor": (c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_void_p), POINTER(_Error)),
+    "vrb_send": (c_void_p, c_void_p, c_size_t, c_int, c_uint32, c_void_p, POINTER(_Error)),
+    "vrb_send_again": (c_void_p, c_char_p, c_uint32, POINTER(_Error)),
+    "vrb_unexport": (c_void_p, c_uint32, POINTER(_Error)),
+    "vrb_take_settled": (c_void_p, c_void_p, c_uint32, POINTER(c_uint32), POINTER(_Error)),
+    "vrb_receive": (c_void_p, c_char_p, c_uint64, c_size_t, c_uint32, c_void_p, POINTER(_Error)),
+    "vrb_end_read": (c_void_p, c_uint64, POINTER(_Error)),
+    "vrb_received_tensor": (c_void_p, c_void_p, c_size_t, POINTER(c_void_p), POINTER(_Error)),
     "vrb_torch_hook": (c_void_p, POINTER(c_uint32), POINTER(_Error)),
     "vrb_torch_last_error": (POINTER(_Error),),
     "vrb_attached": (c_char_p, POINTER(c_void_p), POINTER(_Error)),
@@ -456,6 +463,10 @@ class Client:
         sealed = c_int()
         self._call("vrb_tag_sealed", check_label(tag, "tag"), byref(sealed))
         return bool(sealed.value)
+
+    def call(self, name: str, *arguments: object) -> None:
+        """Call a function of the library about this client, for the other files that bind to it."""
+        self._call(name, *arguments)
 
     def _call(self, name: str, *arguments: object) -> None:
         function: Callable[..., int] = getattr(self._library, name)

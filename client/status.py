@@ -43,6 +43,15 @@ class HostStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderStatus:
+    """A session that has memory of a lease mapped beside its owner, since it has received tensors in it."""
+
+    session: str
+    writable: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TagStatus:
     """One lease. `state`: resident, idle, leaving, arriving, partial or parked; `since_ns` is on the daemon's clock.
 
@@ -62,6 +71,7 @@ class TagStatus:
     sealed: bool
     spill_bytes: int = 0
     copied_bytes: int = 0
+    readers: tuple[ReaderStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +336,10 @@ def _tag_of(message: "broker_pb2.Tag") -> TagStatus:
         priority=message.priority,
         sealed=message.sealed,
         copied_bytes=message.copied_bytes,
+        readers=tuple(
+            ReaderStatus(session=one.session, writable=one.writable, size_bytes=one.size_bytes)
+            for one in message.readers
+        ),
     )
 
 

@@ -145,6 +145,7 @@ class HandleServer:
                 records.Arrived()
                 | records.Left()
                 | records.Copied()
+                | records.ReaderClosed()
                 | records.Quiet()
                 | records.Busy()
                 | records.Callback()
@@ -159,6 +160,10 @@ class HandleServer:
                 | records.Bye()
                 | records.AskFree()
                 | records.MakeRoom()
+                | records.Export()
+                | records.Unexport()
+                | records.Read()
+                | records.EndRead()
                 | records.Seal()
                 | records.Unseal()
             ) if session is not None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from vrambroker.broker.adapters import records
 from vrambroker.broker.adapters.link import Packet
-from vrambroker.broker.core.effects import GrantedSlot, SendGrant
+from vrambroker.broker.core.effects import GrantedSlot, SendGrant, SendReadGrant, SharedSlot
 from vrambroker.broker.core.events import Contents
-from vrambroker.broker.core.ids import ArenaFileId, FrameId
+from vrambroker.broker.core.ids import ArenaFileId, FrameId, ReaderId
 
 CONTENTS_ON_WIRE = {Contents.KEEP: 1, Contents.DROP: 2, Contents.ZERO: 3}
 CONTENTS_OF_WIRE = {number: contents for contents, number in CONTENTS_ON_WIRE.items()}
@@ -99,6 +99,55 @@ class Grant:
     def _forget(self, frame: FrameId) -> None:
         self._slots.pop(frame, None)
         self._books.remove(self, frame)
+
+
+class ReadGrant:
+    """Frames for a reader, at most sixteen a packet; none any more once the reader is no more."""
+
+    def __init__(self, order: SendReadGrant, fd_of: Callable[[FrameId], int | None]) -> None:
+        self._order = order
+        self._fd_of = fd_of
+        self._slots: list[SharedSlot] = list(order.slots)
+        self._under_way = 0
+
+    @property
+    def reader(self) -> ReaderId:
+        return self._order.reader
+
+    def next_packet(self, batch: int) -> Packet | None:
+        """Return the next slots with their fds; of a frame that is on its way out there is none."""
+        there = [(slot, self._fd_of(slot.frame)) for slot in self._slots]
+        self._slots = [slot for slot, fd in there if fd is not None]
+        fds = [fd for _, fd in there if fd is not None][: records.FDS_PER_PACKET_MAX]
+        if not fds:
+            return None
+        self._under_way = len(fds)
+        record = records.ReadGrant(
+            batch=batch,
+            reader=self._order.reader,
+            writable=int(self._order.writable),
+            lease=self._order.lease,
+            slots=tuple(
+                records.SharedSlot(slot=slot.slot, offset_bytes=slot.offset_bytes, size_bytes=slot.size_bytes)
+                for slot in self._slots[: len(fds)]
+            ),
+        )
+        return Packet(data=records.encode(record, len(fds)), fds=tuple(fds))
+
+    def sent(self, batch: int) -> None:
+        """Go on to the next slots."""
+        del self._slots[: self._under_way]
+
+    def end(self) -> None:
+        """Send nothing more."""
+        self._slots.clear()
+
+    def taken(self, batch: int) -> None:
+        """Nothing: what is mapped is known when the read is over."""
+
+    def dropped(self) -> None:
+        """Leave the rest to the core, which sends it anew when the session is back."""
+        self.end()
 
 
 class OneRecord:

@@ -162,6 +162,10 @@ def _session(session: SessionView) -> v1.Session:
             priority=lease.priority,
             sealed=lease.sealed,
             copied_bytes=lease.copied_bytes,
+            readers=[
+                v1.Reader(session=reader.session, writable=reader.writable, size_bytes=reader.size_bytes)
+                for reader in lease.readers
+            ],
         )
         for lease in session.leases
     ]

@@ -18,6 +18,8 @@ ROLE_OPERATOR = 2
 SLOT_DIRTY = 1
 SLOT_RESTORE = 2
 SLOT_PARK = 1
+EXPORT_READ_ONLY = 1
+EXPORT_AGAIN = 2
 
 
 class BadRecord(Exception):
@@ -128,6 +130,23 @@ class CopySlot(Entry):
     offset_bytes: int
 
     LAYOUT: ClassVar[Layout] = (("slot", "u64"), ("file", "u64"), ("offset_bytes", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSlot(Entry):
+    slot: int
+    offset_bytes: int
+
+    LAYOUT: ClassVar[Layout] = (("slot", "u64"), ("offset_bytes", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSlot(Entry):
+    slot: int
+    offset_bytes: int
+    size_bytes: int
+
+    LAYOUT: ClassVar[Layout] = (("slot", "u64"), ("offset_bytes", "u64"), ("size_bytes", "u64"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +283,50 @@ class MakeRoom(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Export(Record):
+    request: int
+    key: bytes = field(repr=False)
+    lease: int
+    flags: int
+    slots: tuple[ExportSlot, ...]
+
+    TYPE: ClassVar[int] = 10
+    LAYOUT: ClassVar[Layout] = (
+        ("request", "u64"),
+        ("key", "token"),
+        ("lease", "u64"),
+        ("flags", "u8"),
+        ("slots", ListOf(ExportSlot)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unexport(Record):
+    request: int
+
+    TYPE: ClassVar[int] = 11
+    LAYOUT: ClassVar[Layout] = (("request", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read(Record):
+    request: int
+    key: bytes = field(repr=False)
+
+    TYPE: ClassVar[int] = 14
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("key", "token"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRead(Record):
+    request: int
+    read: int
+
+    TYPE: ClassVar[int] = 15
+    LAYOUT: ClassVar[Layout] = (("request", "u64"), ("read", "u64"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seal(Record):
     request: int
     tags: tuple[str, ...]
@@ -336,6 +399,14 @@ class Copied(Record):
 
     TYPE: ClassVar[int] = 21
     LAYOUT: ClassVar[Layout] = (("order", "u64"), ("slots", ListOf("u64")), ("failure", "str"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderClosed(Record):
+    reader: int
+
+    TYPE: ClassVar[int] = 22
+    LAYOUT: ClassVar[Layout] = (("reader", "u64"),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -468,6 +539,40 @@ class Copy(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadGrant(Record):
+    batch: int
+    reader: int
+    writable: int
+    lease: int
+    slots: tuple[SharedSlot, ...]
+
+    TYPE: ClassVar[int] = 74
+    LAYOUT: ClassVar[Layout] = (
+        ("batch", "u64"),
+        ("reader", "u64"),
+        ("writable", "u8"),
+        ("lease", "u64"),
+        ("slots", ListOf(SharedSlot)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseReader(Record):
+    reader: int
+
+    TYPE: ClassVar[int] = 75
+    LAYOUT: ClassVar[Layout] = (("reader", "u64"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettled(Record):
+    key: bytes = field(repr=False)
+
+    TYPE: ClassVar[int] = 76
+    LAYOUT: ClassVar[Layout] = (("key", "token"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done(Record):
     request: int
     lease: int = 0
@@ -506,6 +611,10 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Bye,
     AskFree,
     MakeRoom,
+    Export,
+    Unexport,
+    Read,
+    EndRead,
     Seal,
     Unseal,
     Taken,
@@ -514,6 +623,7 @@ FROM_CLIENT: tuple[type[Record], ...] = (
     Quiet,
     Busy,
     Copied,
+    ReaderClosed,
     Callback,
 )
 FROM_DAEMON: tuple[type[Record], ...] = (
@@ -527,6 +637,9 @@ FROM_DAEMON: tuple[type[Record], ...] = (
     LeaseState,
     Draining,
     Copy,
+    ReadGrant,
+    CloseReader,
+    ExportSettled,
     Done,
     Error,
 )

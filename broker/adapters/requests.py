@@ -17,11 +17,12 @@ from vrambroker.broker.core.effects import (
     Leased,
     Outcome,
     Paused,
+    ReadGranted,
     Resumed,
 )
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument
 from vrambroker.broker.core.events import Call, Contents, Event
-from vrambroker.broker.core.ids import Instant, LeaseId, OrderId, SessionId, SlotId
+from vrambroker.broker.core.ids import ExportKey, Instant, LeaseId, OrderId, ReaderId, SessionId, SlotId
 
 Request = (
     records.Lease
@@ -32,13 +33,25 @@ Request = (
     | records.Bye
     | records.AskFree
     | records.MakeRoom
+    | records.Export
+    | records.Unexport
+    | records.Read
+    | records.EndRead
     | records.Seal
     | records.Unseal
 )
 TEXT_MAX = 200
 """How much of a peer's own words about a failure or a scope is kept; they go to people's terminals and logs."""
 
-Report = records.Arrived | records.Left | records.Copied | records.Quiet | records.Busy | records.Callback
+Report = (
+    records.Arrived
+    | records.Left
+    | records.Copied
+    | records.ReaderClosed
+    | records.Quiet
+    | records.Busy
+    | records.Callback
+)
 
 
 def contents_of(number: int) -> Contents:
@@ -105,12 +118,32 @@ def event_of_request(request: Request, session: SessionId, call: Call, now: Inst
                 wait=request.timeout_ms != 0,
                 deadline=deadline(now, request.timeout_ms),
             )
+        case records.Export():
+            return _export(request, session, call)
+        case records.Unexport():
+            return events.Unexport(call=call, session=session)
+        case records.Read():
+            return events.Read(call=call, session=session, key=ExportKey(request.key), number=request.request)
+        case records.EndRead():
+            return events.EndRead(call=call, session=session, number=request.read)
         case records.Seal():
             return events.Seal(call=call, session=session, tags=request.tags)
         case records.Unseal():
             return events.Unseal(call=call, session=session, tags=request.tags)
         case _:
             assert_never(request)
+
+
+def _export(request: records.Export, session: SessionId, call: Call) -> events.Export:
+    return events.Export(
+        call=call,
+        session=session,
+        key=ExportKey(request.key),
+        lease=LeaseId(request.lease),
+        read_only=bool(request.flags & records.EXPORT_READ_ONLY),
+        again=bool(request.flags & records.EXPORT_AGAIN),
+        slots=tuple(events.ExportedSlot(slot=SlotId(one.slot), offset_bytes=one.offset_bytes) for one in request.slots),
+    )
 
 
 def event_of_report(report: Report, session: SessionId) -> Event:
@@ -128,6 +161,8 @@ def event_of_report(report: Report, session: SessionId) -> Event:
             slots = tuple(SlotId(slot) for slot in report.slots)
             failure = readable(report.failure) or None
             return events.Copied(session=session, order=OrderId(report.order), slots=slots, failure=failure)
+        case records.ReaderClosed():
+            return events.ReaderClosed(session=session, reader=ReaderId(report.reader))
         case records.Quiet():
             return events.Quiet(session=session, order=OrderId(report.order))
         case records.Busy() if report.final:
@@ -166,6 +201,8 @@ def packet_of_outcome(request: int, outcome: Outcome) -> bytes:
             return records.encode(records.Done(request=request, free_bytes=outcome.free_bytes))
         case Resumed():
             return _resumed(request, outcome)
+        case ReadGranted():
+            return records.encode(records.Done(request=request, lease=outcome.lease, claim=outcome.reader or 0))
         case Attached() | Paused() | Held() | BudgetSet() | Entered() | Done():
             return records.encode(records.Done(request=request))
         case _:

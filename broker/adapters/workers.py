@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vrambroker.broker.adapters import records
-from vrambroker.broker.adapters.lendings import Grant, UnsentFrames, arena_file, arena_gone
+from vrambroker.broker.adapters.lendings import Grant, ReadGrant, UnsentFrames, arena_file, arena_gone
 from vrambroker.broker.adapters.link import Link
-from vrambroker.broker.core.effects import RecalledSlot, SendCopy, SendGrant, SendRecall
-from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, OrderId, SessionId
+from vrambroker.broker.core.effects import RecalledSlot, SendCopy, SendGrant, SendReadGrant, SendRecall
+from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, ExportKey, OrderId, ReaderId, SessionId
 from vrambroker.broker.ports import Arena, Frames
 
 RECALLED_PER_PACKET = 1_300
@@ -42,6 +42,7 @@ class Workers:
         self._by_connection: dict[ConnectionId, Worker] = {}
         self._unsent = UnsentFrames()
         self._forgetting: dict[ArenaFileId, set[SessionId]] = {}
+        self._read_grants: dict[ReaderId, list[ReadGrant]] = {}
 
     def session_on(self, connection: ConnectionId) -> SessionId | None:
         """Return the session that has this connection."""
@@ -114,6 +115,28 @@ class Workers:
             for slot in order.slots
         )
         self._send(order.session, records.Copy(order=order.order, lease=order.lease, slots=slots))
+
+    def read_grant(self, order: SendReadGrant) -> None:
+        """Send frames to a reader."""
+        worker = self._workers.get(order.session)
+        if worker is None or worker.link is None:
+            return
+        grant = ReadGrant(order, self._frames.fd_of)
+        self._read_grants.setdefault(order.reader, []).append(grant)
+        worker.link.send(grant)
+
+    def close_reader(self, session: SessionId, reader: ReaderId) -> None:
+        """Ask a reader to let go."""
+        self._send(session, records.CloseReader(reader=reader))
+
+    def end_reader(self, reader: ReaderId) -> None:
+        """Send a reader that is no more nothing of what was not sent yet: its frames may be others' by then."""
+        for grant in self._read_grants.pop(reader, ()):
+            grant.end()
+
+    def export_settled(self, session: SessionId, key: ExportKey) -> None:
+        """Tell that what was sent is in use nowhere any more."""
+        self._send(session, records.ExportSettled(key=key))
 
     def pause_order(self, session: SessionId, order: OrderId, tags: tuple[str, ...]) -> None:
         """Ask for gates to be closed."""

@@ -1,7 +1,7 @@
 """Attach, reattach, detach, and the end of a process: who is there, and what becomes of what they held."""
 
-from vrambroker.broker.core import background, files, gathering, pausing, recall
-from vrambroker.broker.core.book import Book, PauseOrder, Release
+from vrambroker.broker.core import background, files, gathering, pausing, reading, recall
+from vrambroker.broker.core.book import Book, Clearing, PauseOrder, Release
 from vrambroker.broker.core.effects import (
     Attached,
     CloseConnection,
@@ -96,6 +96,7 @@ def connect(book: Book, session: Session, connection: ConnectionId) -> None:
         if order.session == session.session:
             book.emit(SendPauseOrder(session=session.session, order=order.order, tags=order.asked))
     gathering.resend(book, session)
+    reading.resend(book, session)
     for number in session.ended_orders:
         book.emit(SendPauseCancelled(session=session.session, order=number))
     if book.draining:
@@ -107,6 +108,7 @@ def connection_lost(book: Book, event: ConnectionLost) -> None:
     if session is not None and session.connection == event.connection:
         session.connection = None
         gathering.distrust(book, session)
+        pausing.distrust(book, session)
         book.publish(Kind.SESSION_DISCONNECTED, "its agent can't be reached", session=session.name)
 
 
@@ -115,6 +117,7 @@ def detach(book: Book, event: Detach) -> None:
     session = book.sessions.get(event.session)
     session.require_process(event.call.actor)
     _end_calls(book, session)
+    reading.end_session(book, session, died=False)
     for number in tuple(session.leases):
         return_lease(book, book.leases[number])
     background.end(book, session.session)
@@ -128,6 +131,7 @@ def process_ended(book: Book, event: ProcessEnded) -> None:
     if session is None:
         return
     _end_calls(book, session)
+    reading.end_session(book, session, died=True)
     fenced: list[Frame] = []
     for number in tuple(session.leases):
         fenced.extend(_confiscate(book, book.leases[number]))
@@ -153,6 +157,7 @@ def _confiscate(book: Book, lease: Lease) -> list[Frame]:
         slot.frame = None
         detach_slot(book, lease, slot, wipe=True)
     after_return(book, lease)
+    reading.leave_lease(book, lease)
     book.drop_lease(lease)
     return frames
 
@@ -166,12 +171,14 @@ def _end_calls(book: Book, session: Session) -> None:
         _end_wait(book, what, error)
 
 
-def _end_wait(book: Book, what: Ticket | PauseOrder | Release, error: BrokerError) -> None:
+def _end_wait(book: Book, what: Ticket | PauseOrder | Release | Clearing, error: BrokerError) -> None:
     match what:
         case PauseOrder():
             pausing.cancel(book, what, error)
         case Release():
             recall.end_release(book, what, error)
+        case Clearing():
+            book.refuse(what.call, error, session=book.name_of(what.session))
         case Ticket():
             invariant(False, "an ended session's tickets were withdrawn")
 

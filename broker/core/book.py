@@ -34,17 +34,19 @@ from vrambroker.broker.core.errors import (
     UnknownTag,
     WaitExpired,
 )
-from vrambroker.broker.core.events import Contents
+from vrambroker.broker.core.events import Contents, Pause, Seal
 from vrambroker.broker.core.handover import Handover
 from vrambroker.broker.core.idle import Holdings, IdleLeases
 from vrambroker.broker.core.ids import (
     OUTSIDE,
     ArenaFileId,
     CallId,
+    ExportKey,
     FrameId,
     Instant,
     LeaseId,
     OrderId,
+    ReaderId,
     SessionId,
     SlotId,
     TicketId,
@@ -54,6 +56,7 @@ from vrambroker.broker.core.ledger import Frame, Ledger
 from vrambroker.broker.core.limits import Limits
 from vrambroker.broker.core.listing import Listing
 from vrambroker.broker.core.phase import PhasePlan
+from vrambroker.broker.core.reader import Export, Reader
 from vrambroker.broker.core.requests import Requests
 from vrambroker.broker.core.scheduler import Supply
 from vrambroker.broker.core.session import Session, Sessions
@@ -79,7 +82,8 @@ WORTH_A_LINE = (OutOfDeviceMemory, OutOfHostMemory, WaitExpired, NotQuiescent, Q
 @dataclass(slots=True, kw_only=True, eq=False)
 class PauseOrder:
     """A pause that waits for the session's gates to close. `asked`: the tags in the order; `tags`: all that the call
-    names.
+    names. `read`: the leases of which it waits for the readers to let go, once the gates are closed; `vouched`: which pause
+    those behind the gates were past when that was said.
     """
 
     order: OrderId
@@ -92,6 +96,19 @@ class PauseOrder:
     busy_tag: str = ""
     busy_scope: str = ""
     busy_callback: str = ""
+    read: dict[LeaseId, None] = field(default_factory=dict[LeaseId, None])
+    vouched: dict[LeaseId, int] = field(default_factory=dict[LeaseId, int])
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Clearing:
+    """A call of a session's own process that waits until readers of these leases have let go; then it is made again."""
+
+    call: CallId
+    session: SessionId
+    what: Pause | Seal
+    deadline: Instant
+    read: dict[LeaseId, None]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -143,7 +160,7 @@ class Outside:
     refills: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
 
 
-Bounded = Ticket | PauseOrder | Release
+Bounded = Ticket | PauseOrder | Release | Clearing
 """What does not wait for ever."""
 
 
@@ -208,6 +225,11 @@ class Book:
         self.pool_until: Instant | None = None
         self.pooled_bytes = 0
         self.copies: dict[SessionId, CopyOrder] = {}
+        self.exports: dict[ExportKey, Export] = {}
+        self.readers: dict[ReaderId, Reader] = {}
+        # Returned frames, and who maps them still; and the calls that may go on, as readers have let go.
+        self.lingering: dict[FrameId, dict[ReaderId, None]] = {}
+        self.cleared: dict[CallId, None] = {}
         self.copy_past = 0
         self.copy_at: Instant | None = None
         self._deadlines: list[tuple[Instant, int, Bounded]] = []
@@ -433,7 +455,7 @@ class Book:
             case Ticket():
                 kept_for_good = what.stage is Stage.KEPT and not what.lasts_ns
                 waits = self.tickets.get(what.ticket) is what and what.stage is not Stage.UNDOING and not kept_for_good
-            case PauseOrder() | Release():
+            case PauseOrder() | Release() | Clearing():
                 waits = self.waits.get(what.call) is what
         if not waits:
             return None
@@ -445,7 +467,7 @@ class Book:
                 return what.deadline
             case Ticket() | Release():
                 return Instant(max(what.deadline, what.moved_at + self.limits.patience_ns))
-            case PauseOrder():
+            case PauseOrder() | Clearing():
                 return what.deadline
 
     def draw_part(self) -> CallId:
@@ -456,7 +478,7 @@ class Book:
 
     def reply(self, call: CallId, outcome: Outcome) -> None:
         """Answer a call and all its replays, for now and later."""
-        self._stop_waiting(call)
+        self.stop_waiting(call)
         if call in self.parts:
             self.parts[call] = outcome
             return
@@ -467,7 +489,7 @@ class Book:
         """Refuse a call and all its replays; the same request may be tried again. Of a ticket, whoever watches has
         heard before and hears of its end, too.
         """
-        self._stop_waiting(call)
+        self.stop_waiting(call)
         if ticket or isinstance(error, WORTH_A_LINE):
             self.publish(Kind.TICKET_REFUSED, error.message, session=session, tag=tag, ticket=ticket)
         if call in self.parts:
@@ -476,10 +498,19 @@ class Book:
         for waiting in self.requests.refuse(call):
             self.emit(Refuse(call=waiting, error=error))
 
-    def _stop_waiting(self, call: CallId) -> None:
+    def stop_waiting(self, call: CallId) -> None:
+        """Take a call out of what waits, as it is answered or made again."""
         what = self.waits.pop(call, None)
+        if isinstance(what, PauseOrder | Clearing):
+            self.stop_clearing(what)
         if what is not None and what.session in self.sessions.live:
             self.sessions.live[what.session].waits.pop(call, None)
+
+    def stop_clearing(self, what: PauseOrder | Clearing) -> None:
+        """Take a call out of the leases whose readers it has waited for."""
+        for lease in (self.leases[number] for number in what.read if number in self.leases):
+            lease.clearings.pop(what.call, None)
+        what.read.clear()
 
     def holders(self) -> tuple[Holder, ...]:
         """Return who has the device's memory, largest first; those that matter, not all ten thousand."""
@@ -505,6 +536,9 @@ class Book:
     def _ticket_holders(self) -> Iterator[Holder]:
         if self.outside.withheld_bytes:
             yield Holder(session=OUTSIDE_NAME, tag="", state="withheld", size_bytes=self.outside.withheld_bytes)
+        for number, readers in self.lingering.items():
+            name = self.name_of(self.readers[next(iter(readers))].session)
+            yield Holder(session=name, tag="", state="reading", size_bytes=self.ledger.frames[number].size_bytes)
         for ticket in self.tickets.values():
             size_bytes = ticket.hold.in_hand_bytes + min(ticket.hold.reserved_bytes, ticket.hold.keep_bytes)
             if size_bytes:

@@ -19,6 +19,7 @@ from vrambroker.broker.core import (
     outside,
     pausing,
     phases,
+    reading,
     reports,
     requests,
     reserving,
@@ -31,7 +32,7 @@ from vrambroker.broker.core import (
     withheld,
 )
 from vrambroker.broker.core import events as ev
-from vrambroker.broker.core.book import Book, PauseOrder, Release
+from vrambroker.broker.core.book import Book, Clearing, PauseOrder, Release
 from vrambroker.broker.core.effects import Attached, Done, Effect, Kind, Refuse, Reply, SendDraining
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, WaitExpired, invariant
 from vrambroker.broker.core.ids import OUTSIDE, Instant
@@ -53,6 +54,7 @@ Report = (
     | ev.Arrived
     | ev.Left
     | ev.Copied
+    | ev.ReaderClosed
     | ev.Quiet
     | ev.Busy
     | ev.StillBusy
@@ -104,6 +106,10 @@ class Broker:
                 | ev.Cancel()
                 | ev.Seal()
                 | ev.Unseal()
+                | ev.Export()
+                | ev.Unexport()
+                | ev.Read()
+                | ev.EndRead()
                 | ev.Mark()
                 | ev.SetPlan()
                 | ev.Enter()
@@ -122,6 +128,7 @@ class Broker:
                 | ev.Arrived()
                 | ev.Left()
                 | ev.Copied()
+                | ev.ReaderClosed()
                 | ev.Quiet()
                 | ev.Busy()
                 | ev.StillBusy()
@@ -232,6 +239,14 @@ def _perform(book: Book, event: MutatingCall) -> None:
             sealing.seal(book, event)
         case ev.Unseal():
             sealing.unseal(book, event)
+        case ev.Export():
+            reading.export(book, event)
+        case ev.Unexport():
+            reading.unexport(book, event)
+        case ev.Read():
+            reading.read(book, event)
+        case ev.EndRead():
+            reading.end_read(book, event)
         case ev.Mark():
             _mark(book, event)
         case ev.SetPlan():
@@ -279,6 +294,8 @@ def _report(book: Book, event: Report) -> None:
             reports.left(book, event)
         case ev.Copied():
             background.copied(book, event)
+        case ev.ReaderClosed():
+            reading.closed(book, event)
         case ev.Quiet():
             if not gathering.quiet(book, event):
                 pausing.quiet(book, event)
@@ -339,6 +356,8 @@ def _abandon(book: Book, event: ev.CallAbandoned) -> None:
             lending.withdraw(book, what, error)
         case PauseOrder():
             pausing.cancel(book, what, error)
+        case Clearing():
+            book.refuse(call, error)
         case Ticket() | Release() | None:
             pass
 
@@ -365,3 +384,5 @@ def _expire(book: Book) -> None:
                 pausing.expire(book, expired)
             case Release():
                 pausing.expire_release(book, expired)
+            case Clearing():
+                pausing.expire_clearing(book, expired)

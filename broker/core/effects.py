@@ -10,10 +10,12 @@ from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
     Domain,
+    ExportKey,
     FrameId,
     Instant,
     LeaseId,
     OrderId,
+    ReaderId,
     SessionId,
     SlotId,
     TicketId,
@@ -120,11 +122,19 @@ class Entered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadGranted:
+    """The frames are on their way to this reader; or, without one, they are the session's own lease."""
+
+    lease: LeaseId
+    reader: ReaderId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The call has taken effect, and there is nothing more to say."""
 
 
-Outcome = Attached | Leased | Paused | Resumed | Entered | Held | Free | BudgetSet | Done
+Outcome = Attached | Leased | Paused | Resumed | Entered | Held | Free | BudgetSet | ReadGranted | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +221,50 @@ class SendCopy:
     order: OrderId
     lease: LeaseId
     slots: tuple[CopiedSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSlot:
+    """A slot of somebody else's lease, to be mapped at the same distance from the beginning of a range as there."""
+
+    slot: SlotId
+    frame: FrameId
+    offset_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendReadGrant:
+    """Lend these frames to a reader. The adapter cuts it into batches; what is mapped there already may come again."""
+
+    session: SessionId
+    reader: ReaderId
+    lease: LeaseId
+    writable: bool
+    slots: tuple[SharedSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendCloseReader:
+    """Have a reader let go as soon as nothing there is in use, which its agent answers `ReaderClosed`."""
+
+    session: SessionId
+    reader: ReaderId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndReader:
+    """The reader is no more: nothing is sent to it that was not sent yet."""
+
+    reader: ReaderId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendExportSettled:
+    """Tell who has exported something that it was received as often as it was sent, and is in use nowhere any more."""
+
+    session: SessionId
+    key: ExportKey = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +382,7 @@ class Kind(Enum):
     LEASE_CHANGED = "lease_changed"
     LEASE_SEALED = "lease_sealed"
     LEASE_UNSEALED = "lease_unsealed"
+    LEASE_READ = "lease_read"
     TICKET_QUEUED = "ticket_queued"
     TICKET_ADMITTED = "ticket_admitted"
     TICKET_REFUSED = "ticket_refused"
@@ -387,6 +442,10 @@ Effect = (
     | SendGrant
     | SendRecall
     | SendCopy
+    | SendReadGrant
+    | SendCloseReader
+    | EndReader
+    | SendExportSettled
     | SendPauseOrder
     | SendPauseCancelled
     | SendLeaseState

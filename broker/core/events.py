@@ -12,10 +12,12 @@ from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
     Domain,
+    ExportKey,
     FrameId,
     Instant,
     LeaseId,
     OrderId,
+    ReaderId,
     RequestId,
     SessionId,
     SlotId,
@@ -279,6 +281,60 @@ class Unseal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedSlot:
+    """A slot of an export, and where its owner has it: so far from the beginning of the lease's range."""
+
+    slot: SlotId
+    offset_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """Let others of the domain that know the key map these slots: of a lease of the session's own, or of one that it reads.
+
+    `again`: it is an export of this session, which is sent once more. Answered `Done`.
+    """
+
+    call: Call
+    session: SessionId
+    key: ExportKey = field(repr=False)
+    lease: LeaseId
+    read_only: bool
+    again: bool
+    slots: tuple[ExportedSlot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unexport:
+    """Take back what the session has exported and nobody has received yet. Answered `Done`."""
+
+    call: Call
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Map what is exported under this key. Answered `ReadGranted`, after the frames; at once, or refused.
+
+    `number` is the session's own name for it, by which `EndRead` says that nothing made of it is left.
+    """
+
+    call: Call
+    session: SessionId
+    key: ExportKey = field(repr=False)
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndRead:
+    """What `Read` was asked for under this number is in use no longer. Answered `Done`, also if there is no such thing."""
+
+    call: Call
+    session: SessionId
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """Write a stage's name into the event stream, for the timeline. Answered `Done`."""
 
@@ -353,6 +409,14 @@ class Copied:
     order: OrderId
     slots: tuple[SlotId, ...]
     failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderClosed:
+    """Nothing of this reader is mapped any more, nor will be."""
+
+    session: SessionId
+    reader: ReaderId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -506,6 +570,10 @@ Event = (
     | Cancel
     | Seal
     | Unseal
+    | Export
+    | Unexport
+    | Read
+    | EndRead
     | Mark
     | SetPlan
     | Enter
@@ -516,6 +584,7 @@ Event = (
     | Arrived
     | Left
     | Copied
+    | ReaderClosed
     | Quiet
     | Busy
     | StillBusy

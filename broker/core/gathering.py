@@ -7,6 +7,7 @@ it itself. Until then nothing has changed but that gates are closed, so giving u
 from collections.abc import Iterator
 from itertools import islice
 
+from vrambroker.broker.core import reading
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import SendPauseOrder
 from vrambroker.broker.core.errors import BrokerError, NotQuiescent, WaitExpired
@@ -37,12 +38,18 @@ def is_stirred(book: Book, handover: Handover) -> bool:
 
 
 def is_ready(book: Book, handover: Handover, leases: list[Lease]) -> bool:
-    """Tell whether all of these can be paused at once; asks for what is not known to be out of use yet."""
+    """Tell whether all of these can be paused at once; asks for what is not known to be out of use yet: its owners first,
+    then whoever else has it mapped.
+    """
     forget_paused(book, handover)
     _ask(book, handover, leases)
     still = (lease for lease in leases if not handover.is_closed(lease.session, lease.tag))
     moving = (lease for lease in leases if lease.growing or lease.lock is not None)
-    return next(still, None) is None and next(moving, None) is None
+    if next(still, None) is not None or next(moving, None) is not None:
+        return False
+    readers = reading.readers_of(book, leases)
+    reading.close(book, readers)
+    return not readers
 
 
 def forget_paused(book: Book, handover: Handover) -> None:
@@ -177,6 +184,13 @@ def too_late(book: Book, handover: Handover, leases: list[Lease]) -> BrokerError
     more = f" and {len(reasons) - NAMED_MAX} more" if len(reasons) > NAMED_MAX else ""
     who = "; ".join(reasons[:NAMED_MAX]) + more
     message = f"phase {handover.phase.name} waited in vain: {who or 'memory was on its way'}"
+    if not open_ and (readers := reading.readers_of(book, leases)):
+        lease = next(lease for lease in leases if lease.readers)
+        name = reading.names_of(book, readers)
+        message = (
+            f"phase {handover.phase.name} waited in vain: {book.label_of(lease)} is in use by {name}, who received it"
+        )
+        return NotQuiescent(message=message, session=book.name_of(lease.session), tag=lease.tag, scope=name)
     if not open_:
         holders = tuple(book.holder(lease, lease.device_bytes) for lease in leases)
         return WaitExpired(message=message, holders=holders)

@@ -13,6 +13,10 @@ TicketId = NewType("TicketId", int)
 OrderId = NewType("OrderId", int)
 ArenaFileId = NewType("ArenaFileId", int)
 TransferId = NewType("TransferId", int)
+ReaderId = NewType("ReaderId", int)
+
+ExportKey = NewType("ExportKey", bytes)
+"""What an export is known by: drawn by whoever exports, and not to be guessed."""
 
 ConnectionId = NewType("ConnectionId", int)
 """One connection on the handle socket; made by the adapter, never by the core."""

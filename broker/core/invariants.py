@@ -4,11 +4,13 @@ included.
 
 from vrambroker.broker.core import recall, withheld
 from vrambroker.broker.core.arena import GOING, Arena, ArenaFile
-from vrambroker.broker.core.book import Book, PauseOrder, Release
+from vrambroker.broker.core.book import Book, Clearing, PauseOrder, Release
 from vrambroker.broker.core.errors import InvariantViolation
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import OUTSIDE, ArenaFileId, Domain, FrameId, LeaseId, SlotId
 from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.ledger import SPOILT
+from vrambroker.broker.core.reader_invariants import readers_are_recorded, readers_keep_nobody_waiting_for_ever
 from vrambroker.broker.core.scheduler import Reach
 from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.slot import WITH_FRAME, Slot
@@ -37,6 +39,8 @@ def check(book: Book) -> None:
     copies_are_ordered(book)
     phases_list_leases(book)
     what_is_outside_is_withheld(book)
+    readers_are_recorded(book)
+    readers_keep_nobody_waiting_for_ever(book)
 
 
 def _hold(claim: bool, name: str, what: object) -> None:
@@ -90,7 +94,7 @@ def frames_never_cross_domains(book: Book) -> None:
     for lease in book.leases.values():
         domain = book.sessions.live[lease.session].peer.domain
         for slot in lease.slots.values():
-            lent = slot.frame is None or book.ledger.frames[slot.frame].domain == domain
+            lent = slot.frame is None or book.ledger.frames[slot.frame].domain in (domain, SPOILT)
             _hold(lent and lease.domain == domain, "frames never cross domains", slot)
 
 
@@ -467,6 +471,8 @@ def calls_wait_for_something(book: Book) -> None:
                 waited = [book.leases[lease] for lease in what.outstanding]
                 _hold(all(call in lease.releases for lease in waited), name, call)
                 _hold(all(lease.recalled for lease in waited) and bool(waited), name, call)
+            case Clearing():
+                _hold(bool(what.read), name, call)
             case Ticket():
                 _hold(book.tickets.get(what.ticket) is what, name, call)
     for order in book.orders.values():

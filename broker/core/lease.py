@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from vrambroker.broker.core.effects import Extent, LeaseState, SpillPlace
 from vrambroker.broker.core.errors import invariant
 from vrambroker.broker.core.events import Contents
-from vrambroker.broker.core.ids import ArenaFileId, CallId, Domain, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    CallId,
+    Domain,
+    ExportKey,
+    Instant,
+    LeaseId,
+    ReaderId,
+    SessionId,
+    SlotId,
+    TicketId,
+)
 from vrambroker.broker.core.slot import WITH_FRAME, Slot, Step, follow
 from vrambroker.broker.core.snapshot import SlotState
 
@@ -46,6 +57,9 @@ class Lease:
     mapped and parked as well, so that to take it is an unmap. `device_bytes`: what it has of the device, whatever the
     frames are doing; `counted_bytes`: what its session's sum has of that.
 
+    `readers`: who maps memory of it beside its owner; `exports`: by what they could come to do so. `clearings`: the calls
+    that wait until there are no readers.
+
     `pauses`: which pause this is; what was copied in another is not what is there now. `uncopied`: copying it out ahead has
     failed in this pause, so that it is not tried again.
     """
@@ -77,6 +91,9 @@ class Lease:
     growing: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     comebacks: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     releases: dict[CallId, None] = field(default_factory=dict[CallId, None])
+    readers: dict[ReaderId, None] = field(default_factory=dict[ReaderId, None])
+    exports: dict[ExportKey, None] = field(default_factory=dict[ExportKey, None])
+    clearings: dict[CallId, None] = field(default_factory=dict[CallId, None])
     going: dict[SlotId, None] = field(default_factory=dict[SlotId, None])
     going_bytes: int = 0
     doubled_bytes: int = 0

@@ -5,7 +5,7 @@ At every moment
     capacity = lent + held + free
     lent = frames lent to live sessions, those on their way in and out included
     held = frames in somebody's hold + frames being made + capacity reserved for frames about to be made
-           + fenced frames + frames being destroyed
+           + fenced and lingering frames + frames being destroyed
     free = pooled frames that nobody has taken + capacity that is no frame at all
 
 Frames that nobody has taken stand on *shelves*, by domain and size, so that taking one costs the same among ten as
@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from vrambroker.broker.core.errors import invariant
 from vrambroker.broker.core.ids import Domain, FrameId, LeaseId, SessionId, TicketId
 from vrambroker.broker.core.snapshot import FramePlace
+
+SPOILT = Domain("(may still be written to)")
+"""Whose frames are that a dead reader could write to: no process's, so that they are closed before anybody gets them."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -189,9 +192,29 @@ class Ledger:
         frame.lease, frame.leaving, frame.place = None, False, FramePlace.FENCED
         self._stand(frame)
 
+    def linger(self, frame: Frame) -> None:
+        """Keep a frame out of everybody's hands that its owner has returned, and that readers map still."""
+        invariant(frame.place is FramePlace.LENT and frame.ticket is None, "only a lent frame can linger")
+        self._lift(frame)
+        frame.session, frame.lease, frame.leaving = None, None, False
+        frame.place = FramePlace.LINGERING
+        self._stand(frame)
+
+    def linger_no_more(self, frame: Frame) -> None:
+        """Put a frame into the pool that the last of its readers has let go of."""
+        invariant(frame.place is FramePlace.LINGERING, "only what lingers ends to")
+        self._lift(frame)
+        frame.place = FramePlace.POOLED
+        self._stand(frame)
+
+    def spoil(self, frame: Frame) -> None:
+        """Note that a process may write to this frame that nobody has a hold of: it is nobody's as it is any more."""
+        invariant(self.shelf_of(frame) is None, "only a frame that is in use is spoilt")
+        frame.domain = SPOILT
+
     def destroy(self, frame: Frame) -> None:
         """Begin to destroy a frame that nobody maps; if it was promised, its capacity will be reserved."""
-        places = (FramePlace.POOLED, FramePlace.HELD)
+        places = (FramePlace.POOLED, FramePlace.HELD, FramePlace.LINGERING)
         invariant(frame.place in places, "only a frame that nobody maps can be destroyed")
         self._lift(frame)
         frame.place = FramePlace.DESTROYING
@@ -236,5 +259,5 @@ class Ledger:
                 return self.coming if frame.leaving else None
             case FramePlace.DESTROYING:
                 return self.melting
-            case FramePlace.HELD | FramePlace.FENCED:
+            case FramePlace.HELD | FramePlace.FENCED | FramePlace.LINGERING:
                 return None

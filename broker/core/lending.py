@@ -1,6 +1,6 @@
 """Lend, claim, return: how a lease grows and shrinks."""
 
-from vrambroker.broker.core import budgets, files, hold, places, recall, rooms, scheduler
+from vrambroker.broker.core import budgets, files, hold, places, reading, recall, rooms, scheduler
 from vrambroker.broker.core.book import NAMED_MAX, Book
 from vrambroker.broker.core.effects import Done, Kind
 from vrambroker.broker.core.errors import (
@@ -241,7 +241,7 @@ def return_slot(book: Book, lease: Lease, slot: Slot) -> None:
     frame, slot.frame = slot.frame, None
     detach_slot(book, lease, slot, wipe=False)
     if frame is not None:
-        hold.give_back(book, book.frame(frame))
+        reading.take_back(book, lease, slot, book.frame(frame))
 
 
 def detach_slot(book: Book, lease: Lease, slot: Slot, *, wipe: bool) -> None:
@@ -276,6 +276,7 @@ def return_lease(book: Book, lease: Lease) -> None:
     for slot in list(lease.slots.values()):
         return_slot(book, lease, slot)
     after_return(book, lease)
+    reading.leave_lease(book, lease)
     book.drop_lease(lease)
 
 

@@ -24,6 +24,7 @@ class Limits:
     kept after the last frame came back, for whoever asks next.
     `arena_ahead`: files are made, and offered to a session's process, for what it may have to park, before it does.
     `replays_max`: how often a request may be sent again while it is not answered.
+    `seal_ns`: how long a tag is waited for to be sealed that others may write to.
     `claim_ns`: how long frames are kept for a claim until it is presented, and then until they have arrived.
     `ageing_ns`: how much waiting a step of priority is worth, and how long a ticket waits before others that wait don't
     overtake it any more.
@@ -64,6 +65,7 @@ class Limits:
     budgets_per_session_max: int = 256
     ageing_ns: int = 10 * NS_PER_S
     claim_ns: int = 10 * NS_PER_S
+    seal_ns: int = 10 * NS_PER_S
     patience_ns: int = NS_PER_S
     undo_ns: int = 5 * NS_PER_S
     retry_ns: int = NS_PER_S
@@ -76,3 +78,6 @@ class Limits:
     eager_ns: int = NS_PER_S
     room_ns_max: int = 600 * NS_PER_S
     rooms_per_user_max: int = 16
+    exports_per_session_max: int = 65_536
+    slots_per_export_max: int = 1_024
+    readers_per_session_max: int = 4_096

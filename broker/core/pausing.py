@@ -1,18 +1,26 @@
 """Pause: make leases idle, once they are known to be quiet and what must be kept has its place in the arena."""
 
-from vrambroker.broker.core import files, recall
-from vrambroker.broker.core.book import HOLDERS_MAX, Book, PauseOrder, Release, names_of
+from vrambroker.broker.core import files, reading, recall
+from vrambroker.broker.core.book import HOLDERS_MAX, Book, Clearing, PauseOrder, Release, names_of
 from vrambroker.broker.core.effects import (
     Paused,
     SendLeaseState,
     SendPauseCancelled,
     SendPauseOrder,
 )
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, OutOfHostMemory, WaitExpired
-from vrambroker.broker.core.events import Busy, Calling, Contents, Declined, Pause, Quiet, StillBusy
+from vrambroker.broker.core.errors import (
+    BrokerError,
+    InvalidArgument,
+    NotQuiescent,
+    OutOfHostMemory,
+    WaitExpired,
+    invariant,
+)
+from vrambroker.broker.core.events import Busy, Calling, Contents, Declined, Pause, Quiet, Seal, StillBusy
 from vrambroker.broker.core.ids import CallId, Instant, OrderId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.lending import require_few_waits, wrong_state
+from vrambroker.broker.core.reader import Reader
 from vrambroker.broker.core.session import Session, printable, require_word
 
 
@@ -28,6 +36,10 @@ def pause(book: Book, event: Pause) -> None:
     if event.discard:
         _require_discardable(book, event, leases)
     asked = tuple(dict.fromkeys(lease.tag for lease in leases if not lease.paused))
+    if event.quiet and reading.readers_of(book, leases):
+        require_few_waits(book, session)
+        clear(book, session, event, event.deadline, leases)
+        return
     if event.quiet or not asked:
         release_by = event.deadline if event.release else None
         _take_effect(book, session, event.call.call, leases, release_by, discard=event.discard)
@@ -45,6 +57,34 @@ def pause(book: Book, event: Pause) -> None:
     book.orders[order.order] = order
     book.wait(order.call, order)
     book.emit(SendPauseOrder(session=session.session, order=order.order, tags=asked))
+
+
+def clear(book: Book, session: Session, event: Pause | Seal, deadline: Instant, leases: list[Lease]) -> None:
+    """Have a call of the owner's wait until all readers of these leases have let go; then it is made again."""
+    waiting = Clearing(call=event.call.call, session=session.session, what=event, deadline=deadline, read={})
+    book.wait(waiting.call, waiting)
+    _await_readers(book, waiting, leases)
+
+
+def _await_readers(book: Book, waiting: Clearing | PauseOrder, leases: list[Lease]) -> None:
+    waiting.read = {lease.lease: None for lease in leases if lease.readers}
+    for lease in map(book.leases.__getitem__, waiting.read):
+        lease.clearings[waiting.call] = None
+    reading.close(book, awaited_readers(book, waiting))
+
+
+def awaited_readers(book: Book, waiting: Clearing | PauseOrder) -> list[Reader]:
+    """Return whom a call waits for: those who may write, if it is to seal; a lease that is gone has none."""
+    leases = [book.leases[number] for number in waiting.read if number in book.leases]
+    to_seal = isinstance(waiting, Clearing) and isinstance(waiting.what, Seal)
+    return reading.writers_of(book, leases) if to_seal else reading.readers_of(book, leases)
+
+
+def distrust(book: Book, session: Session) -> None:
+    """Take no gate of a session for closed any more, since its agent can't be reached; it is asked again."""
+    for order in book.orders.values():
+        if order.session == session.session:
+            book.stop_clearing(order)
 
 
 def require_tags(book: Book, tags: tuple[str, ...]) -> None:
@@ -102,6 +142,7 @@ def _take_effect(
 
 def make_idle(book: Book, lease: Lease, why: str) -> None:
     """Pause a lease that is out of use, and whose contents have their place."""
+    invariant(not lease.readers, "a paused lease has no readers")
     lease.paused, lease.moved, lease.takeable = True, False, True
     lease.pauses += 1
     lease.uncopied = False
@@ -179,14 +220,26 @@ def quiet(book: Book, event: Quiet) -> None:
             book.emit(SendPauseCancelled(session=event.session, order=event.order))
         return
     session = book.sessions.get(order.session)
+    known = (book.leases[number] for tag in order.asked for number in session.by_tag.get(tag, {}).values())
+    order.vouched = {lease.lease: lease.pauses for lease in known}
+    carry_out(book, order)
+
+
+def carry_out(book: Book, order: PauseOrder) -> None:
+    """Carry out a pause whose gates are closed, or have its readers let go first."""
+    session = book.sessions.get(order.session)
     try:
         leases = book.leases_of(session, order.tags)
         _require_pausable(book, leases)
-        reopened = next((one for one in leases if not one.paused and one.tag not in order.asked), None)
+        reopened = next((one for one in leases if not one.paused and not _is_vouched(order, one)), None)
         if reopened is not None:
             raise _not_quiescent(session, reopened.tag, "resumed while the order was under way")
     except BrokerError as error:
         cancel(book, order, error)
+        return
+    book.stop_clearing(order)
+    if reading.readers_of(book, leases):
+        _await_readers(book, order, leases)
         return
     _close(book, order)
     try:
@@ -196,6 +249,11 @@ def quiet(book: Book, event: Quiet) -> None:
     # The states told keep the gates closed from here on. Not all are heard: of what its owner has paused itself
     # meanwhile none is told, and of what it is returning just now it knows nothing any more.
     book.end_order(order.session, order.order)
+
+
+def _is_vouched(order: PauseOrder, lease: Lease) -> bool:
+    """Tell whether the gate is closed still: who has been paused and resumed meanwhile has opened it."""
+    return lease.tag in order.asked and order.vouched.get(lease.lease, lease.pauses) == lease.pauses
 
 
 def busy(book: Book, event: Busy) -> None:
@@ -245,6 +303,9 @@ def _order_about(book: Book, event: Busy | StillBusy | Calling | Declined) -> Pa
 def expire(book: Book, order: PauseOrder) -> None:
     """Refuse a pause that did not become quiet in time, and have its gates opened again."""
     session = book.sessions.get(order.session)
+    if order.read:
+        cancel(book, order, still_read(book, order))
+        return
     tag = order.busy_tag or order.asked[0]
     why = "was not said to be quiet in time"
     if order.busy_callback:
@@ -252,6 +313,19 @@ def expire(book: Book, order: PauseOrder) -> None:
     elif order.busy_scope:
         why = f"is in use by the scope {order.busy_scope!r}"
     cancel(book, order, _not_quiescent(session, tag, why, order.busy_callback or order.busy_scope))
+
+
+def expire_clearing(book: Book, waiting: Clearing) -> None:
+    """Refuse a call whose readers have not let go in time."""
+    error = still_read(book, waiting)
+    book.refuse(waiting.call, error, session=error.session, tag=error.tag)
+
+
+def still_read(book: Book, waiting: Clearing | PauseOrder) -> NotQuiescent:
+    """Return the error that says who has not let go of what others wait for."""
+    readers = awaited_readers(book, waiting)
+    lease, who = book.leases[readers[0].lease], reading.names_of(book, readers)
+    return _not_quiescent(book.sessions.get(lease.session), lease.tag, f"is in use by {who}, who received it", who)
 
 
 def cancel(book: Book, order: PauseOrder, error: BrokerError) -> None:

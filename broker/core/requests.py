@@ -19,19 +19,23 @@ from vrambroker.broker.core.events import (
     Cancel,
     Claim,
     Detach,
+    EndRead,
     Enter,
+    Export,
     Lease,
     MakeRoom,
     Mark,
     Pause,
     Peer,
     Prioritize,
+    Read,
     Resume,
     Return,
     Seal,
     SetAside,
     SetBudget,
     SetPlan,
+    Unexport,
     Unseal,
 )
 from vrambroker.broker.core.ids import CallId, Domain, RequestId
@@ -54,6 +58,10 @@ MutatingCall = (
     | Cancel
     | Seal
     | Unseal
+    | Export
+    | Unexport
+    | Read
+    | EndRead
     | Mark
     | SetPlan
     | Enter
@@ -100,6 +108,15 @@ def _contents(event: MutatingCall) -> tuple[object, ...]:
             return ("seal", event.session, event.tags)
         case Unseal():
             return ("unseal", event.session, event.tags)
+        case Export():
+            again = event.read_only, event.again
+            return ("export", event.session, event.key, event.lease, again, event.slots)
+        case Unexport():
+            return ("unexport", event.session)
+        case Read():
+            return ("read", event.session, event.key, event.number)
+        case EndRead():
+            return ("end read", event.session, event.number)
         case Mark():
             return ("mark", event.label)
         case SetPlan():

@@ -4,14 +4,15 @@ The owner's memory is read-only before it says `Seal`, and stays so until `Unsea
 the core calls a lease sealed, what was parked of it is what is in it. Both are legal whether it is paused or not.
 """
 
-from vrambroker.broker.core import files
+from vrambroker.broker.core import files, reading
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.effects import Done, Kind
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.events import Contents, Seal, Unseal
+from vrambroker.broker.core.ids import Instant
 from vrambroker.broker.core.lease import Lease
-from vrambroker.broker.core.lending import wrong_state
-from vrambroker.broker.core.pausing import require_tags
+from vrambroker.broker.core.lending import require_few_waits, wrong_state
+from vrambroker.broker.core.pausing import clear, require_tags
 
 
 def seal(book: Book, event: Seal) -> None:
@@ -19,6 +20,11 @@ def seal(book: Book, event: Seal) -> None:
     leases = _own_leases(book, event)
     for lease in leases:
         _require_sealable(book, lease)
+    if reading.writers_of(book, leases):
+        session = book.sessions.get(event.session)
+        require_few_waits(book, session)
+        clear(book, session, event, Instant(book.now + book.limits.seal_ns), leases)
+        return
     for lease in leases:
         if not lease.sealed:
             lease.sealed = True

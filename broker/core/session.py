@@ -14,9 +14,11 @@ from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
     Domain,
+    ExportKey,
     FrameId,
     LeaseId,
     OrderId,
+    ReaderId,
     SessionId,
     TicketId,
 )
@@ -45,6 +47,9 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in shown)
 
 
+SETTLED_MAX = 1_024
+"""How many exports that are settled are told again after a reconnect."""
+
 ENDED_ORDERS_MAX = 64
 """How many pause orders that are over are told again after a reconnect; more than are lost with a connection."""
 
@@ -63,7 +68,8 @@ class Session:
     """`waits`: calls about this session that are not answered yet, whoever made them. `kept_bytes`: all slots whose
     contents must be kept. `budgets`: by tag, "" for all of the session. `device_bytes`, `tag_bytes`: what its leases have of
     the device; `over`: that is more than the soft limit of all of the session. `ended_orders`: the latest pause orders that
-    are over, of which its agent may not have heard.
+    are over, and `settled` the latest exports that are, of which its agent may not have heard. `reads`: by its own numbers,
+    what it has received and uses; `readers`: what it maps for that.
     """
 
     session: SessionId
@@ -82,12 +88,22 @@ class Session:
     tickets: dict[TicketId, None] = field(default_factory=dict[TicketId, None])
     waits: dict[CallId, None] = field(default_factory=dict[CallId, None])
     ended_orders: dict[OrderId, None] = field(default_factory=dict[OrderId, None])
+    exports: dict[ExportKey, None] = field(default_factory=dict[ExportKey, None])
+    settled: dict[ExportKey, None] = field(default_factory=dict[ExportKey, None])
+    reads: dict[int, ExportKey] = field(default_factory=dict[int, ExportKey])
+    readers: dict[ReaderId, None] = field(default_factory=dict[ReaderId, None])
 
     def end_order(self, order: OrderId) -> None:
         """Remember that an order is over, beside the latest others."""
         self.ended_orders[order] = None
         if len(self.ended_orders) > ENDED_ORDERS_MAX:
             del self.ended_orders[next(iter(self.ended_orders))]
+
+    def settle(self, key: ExportKey) -> None:
+        """Remember that an export is settled, beside the latest others."""
+        self.settled[key] = None
+        if len(self.settled) > SETTLED_MAX:
+            del self.settled[next(iter(self.settled))]
 
     def is_process(self, actor: Peer) -> bool:
         return (actor.pid, actor.uid) == (self.peer.pid, self.peer.uid)

@@ -2,7 +2,19 @@
 
 from dataclasses import dataclass
 
-from vrambroker.broker.core import background, budgets, files, grant, hold, phases, rings, rooms, spilling, withheld
+from vrambroker.broker.core import (
+    background,
+    budgets,
+    clearing,
+    files,
+    grant,
+    hold,
+    phases,
+    rings,
+    rooms,
+    spilling,
+    withheld,
+)
 from vrambroker.broker.core.book import Book, Told
 from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -54,7 +66,7 @@ def settle(book: Book, told: Totals) -> Totals:
 
 
 def _follow(book: Book) -> None:
-    while book.arena.roomier or book.stirred or book.supply_grew or spilling.go_on(book):
+    while book.arena.roomier or book.stirred or book.supply_grew or spilling.go_on(book) or clearing.go_on(book):
         if book.arena.roomier:
             book.arena.roomier = False
             files.rehouse(book)

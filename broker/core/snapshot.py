@@ -9,7 +9,17 @@ from enum import Enum
 from vrambroker.broker.core.effects import Extent, LeaseState, SpillPlace
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.events import Contents, Peer
-from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    Domain,
+    FrameId,
+    Instant,
+    LeaseId,
+    ReaderId,
+    SessionId,
+    SlotId,
+    TicketId,
+)
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.core.session import Budget
 from vrambroker.broker.core.ticket import Stage
@@ -30,13 +40,14 @@ class SlotState(Enum):
 
 
 class FramePlace(Enum):
-    """Where a frame is, seen from the ledger."""
+    """Where a frame is, seen from the ledger. LINGERING: its owner has returned it, and readers map it still."""
 
     CREATING = "creating"
     POOLED = "pooled"
     HELD = "held"
     LENT = "lent"
     FENCED = "fenced"
+    LINGERING = "lingering"
     DESTROYING = "destroying"
 
 
@@ -73,6 +84,17 @@ class SlotView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderView:
+    """Who maps memory of a lease beside its owner. `closing`: it has been asked to let go."""
+
+    reader: ReaderId
+    session: str
+    writable: bool
+    closing: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
     """`device_bytes`: frames it has, whatever they are doing; `host_bytes`: its arena extents, set aside or in use;
     `spill_bytes`: its places in the spill store. `copied_bytes`: what of an idle lease is in the arena already, so that
@@ -95,6 +117,7 @@ class LeaseView:
     host_bytes: int
     spill_bytes: int
     copied_bytes: int
+    readers: tuple[ReaderView, ...]
     slots: tuple[SlotView, ...]
 
 
@@ -148,7 +171,8 @@ class ArenaFileView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """lent + held + free = capacity. `held_bytes` counts holds, fenced frames and frames being made or destroyed.
+    """lent + held + free = capacity. `held_bytes` counts holds, frames that are fenced or lingering, and frames being
+    made or destroyed.
 
     `host_used_bytes`: set aside in the arena for contents, whether they are there yet, or being wiped after a death.
     `host_file_bytes`: the files that there are, empty room included; the budget bounds these. The totals change only

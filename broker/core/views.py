@@ -4,11 +4,13 @@ from vrambroker.broker.core import hold, resuming, withheld
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.errors import Holder
 from vrambroker.broker.core.lease import Lease
+from vrambroker.broker.core.reader import Reader
 from vrambroker.broker.core.session import Session
 from vrambroker.broker.core.snapshot import (
     ArenaFileView,
     FrameView,
     LeaseView,
+    ReaderView,
     SessionView,
     SlotView,
     Snapshot,
@@ -68,7 +70,7 @@ def snapshot(book: Book) -> Snapshot:
 
 
 def _session(book: Book, session: Session, *, ended: bool) -> SessionView:
-    leases = () if ended else tuple(_lease(book.leases[lease]) for lease in session.leases)
+    leases = () if ended else tuple(_lease(book, book.leases[lease]) for lease in session.leases)
     return SessionView(
         session=session.session,
         name=session.name,
@@ -81,7 +83,7 @@ def _session(book: Book, session: Session, *, ended: bool) -> SessionView:
     )
 
 
-def _lease(lease: Lease) -> LeaseView:
+def _lease(book: Book, lease: Lease) -> LeaseView:
     slots = tuple(
         SlotView(
             slot=slot.slot,
@@ -110,7 +112,18 @@ def _lease(lease: Lease) -> LeaseView:
         host_bytes=lease.host_bytes,
         spill_bytes=lease.spill_bytes,
         copied_bytes=lease.copied_bytes,
+        readers=tuple(_reader(book, book.readers[reader]) for reader in lease.readers),
         slots=slots,
+    )
+
+
+def _reader(book: Book, reader: Reader) -> ReaderView:
+    return ReaderView(
+        reader=reader.reader,
+        session=book.name_of(reader.session),
+        writable=reader.writable,
+        closing=reader.closing,
+        size_bytes=reader.size_bytes,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable
-from vrambroker.client import discovery, native
+from vrambroker.client import discovery, native, sharing
 from vrambroker.client.saver import settings
 from vrambroker.client.saver.saver import torch_memory_saver
 
@@ -18,6 +18,8 @@ def enter(say: Callable[[str], None]) -> None:
     On `host` at once. On a GPU when torch makes its context there, since to enter one makes it; what can't be done then is
     said in one line, as it is no reason to fail the program. Raises what `Memory.region` does.
     """
+    # What is sent to a program may come before it leases anything itself.
+    sharing.install()
     if not settings.beginning(os.environ).interesting:
         return
     if _is_host():

@@ -39,6 +39,7 @@ Agent::Agent(std::string path, Book &book, Device &device, Channel &channel, Cop
       wake_(wake),
       mover_(book, device, channel, copier),
       orders_(book, channel),
+      reading_(book, device, channel),
       epoll_(ProcessFd::make([] { return ::epoll_create1(EPOLL_CLOEXEC); })) {
   if (!epoll_) throw driver_failed(std::string("epoll_create1: ") + std::strerror(errno));
   epoll_event event{};
@@ -120,6 +121,7 @@ void Agent::run() {
     mover_.take_copies();
     mover_.protect();
     mover_.show_parked();
+    reading_.let_go();
     orders_.review();
     bool sweep = false;
     {
@@ -179,6 +181,8 @@ Agent::Outcome Agent::obey(FromDaemon &record, std::vector<Fd> fds) {
   } else if (const auto *arena = std::get_if<record::Arena>(&record)) {
     sound = mover_.add_arena(*arena, std::move(fds));
     register_at_ = Clock::now() + REGISTRATION_QUIET;
+  } else if (const auto *read = std::get_if<record::ReadGrant>(&record)) {
+    sound = reading_.grant(*read, std::move(fds));
   } else if (!fds.empty()) {
     sound = false;
   } else if (const auto *gone = std::get_if<record::ArenaGone>(&record)) {
@@ -187,6 +191,10 @@ Agent::Outcome Agent::obey(FromDaemon &record, std::vector<Fd> fds) {
     mover_.recall(*recall);
   } else if (const auto *copy = std::get_if<record::Copy>(&record)) {
     mover_.copy(*copy);
+  } else if (const auto *close = std::get_if<record::CloseReader>(&record)) {
+    reading_.close(*close);
+  } else if (const auto *settled = std::get_if<record::ExportSettled>(&record)) {
+    reading_.settle(*settled);
   } else if (const auto *order = std::get_if<record::PauseOrder>(&record)) {
     orders_.take(*order);
   } else if (const auto *cancelled = std::get_if<record::PauseCancelled>(&record)) {
@@ -224,7 +232,7 @@ void Agent::stop_expecting(const std::shared_ptr<Request> &request) {
 
 void Agent::say_goodbye_if_done() {
   const std::lock_guard lock(book_.mutex);
-  if (!book_.closed || book_.live_allocations() > 0) return;
+  if (!book_.closed || book_.live_allocations() > 0 || !book_.readers.by_number.empty()) return;
   if (book_.link == Link::lost) {
     // There is nobody to say it to, and nothing to wait for but what is still in motion here.
     done_ = std::all_of(book_.leases.begin(), book_.leases.end(), [](const auto &lease) { return lease->slots.empty(); });

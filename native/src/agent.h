@@ -14,6 +14,7 @@
 #include "fork.h"
 #include "mover.h"
 #include "orders.h"
+#include "reading.h"
 #include "records.h"
 #include "wake.h"
 
@@ -54,6 +55,7 @@ class Agent {
   Wake &wake_;
   Mover mover_;
   Orders orders_;
+  Reading reading_;
   ProcessFd epoll_;
   Inbound inbound_;
 

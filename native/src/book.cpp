@@ -65,7 +65,6 @@ Lease *Book::find_lease_at(const void *address) {
   return at - found->first < found->second->range.size_bytes() ? found->second : nullptr;
 }
 
-// Reserves as much as there is, down to the least; null if there is less.
 void *Book::reserve_range(uint64_t least_bytes, uint64_t &size_bytes) {
   const uint64_t capacity = welcome.capacity_bytes;
   const uint64_t least = rounded_up(std::max({capacity, RANGE_BYTES_LEAST, least_bytes}), Range::BORDER_BYTES);

@@ -20,6 +20,7 @@
 #include "lease.h"
 #include "notices.h"
 #include "parked.h"
+#include "readers.h"
 #include "requests.h"
 
 namespace vrb {
@@ -66,6 +67,9 @@ class Book {
   Lease &make_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes = 0);
   // Gives up the addresses of leases that have nothing there. Once the client has ended: no lease is used afterwards.
   void release_ranges();
+  // Reserves as much for one range as there is, down to the least; null if there is less.
+  void *reserve_range(uint64_t least_bytes, uint64_t &size_bytes);
+  Client &client() { return client_; }
   void set_number(Lease &lease, uint64_t number);
   void forget_number(Lease &lease);
 
@@ -94,6 +98,7 @@ class Book {
   std::map<uint64_t, Order> orders;
   Requests requests;
   Notices notices;
+  Readers readers;
   Gone gone_slots;
   Gone gone_leases;
 
@@ -119,8 +124,6 @@ class Book {
   uint64_t slot_bytes_min() const { return welcome.frame_sizes_bytes.front(); }
 
  private:
-  void *reserve_range(uint64_t least_bytes, uint64_t &size_bytes);
-
   Client &client_;
   Device &device_;
   std::map<uint64_t, Lease *> by_number_;

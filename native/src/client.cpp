@@ -101,7 +101,7 @@ void Client::close() {
   // To be closed is a matter of this process; that the daemon has heard of it is only waited for.
   book_.changed.wait_for(lock, milliseconds(CLOSE_MS), [&] {
     if (book_.ended || book_.link == Link::lost) return true;
-    if (book_.live_allocations() == 0) return false;
+    if (book_.live_allocations() == 0 && book_.readers.uses.empty()) return false;
     return std::all_of(book_.leases.begin(), book_.leases.end(), [](const auto &lease) {
       return lease->number == 0 || lease->range.allocations() > 0;
     });

@@ -98,6 +98,28 @@ class Client {
   void consent(uint64_t order);
   void decline(uint64_t order, const std::string &tag, const std::string &callback, const std::string &why);
 
+  // What was sent: under which key, where in the lease's range, and whether it is only to be read.
+  struct Sent {
+    Token key;
+    uint64_t offset_bytes;
+    bool read_only;
+  };
+  // What was received: the number by which its use ends; whether it is this process's own.
+  struct Received {
+    uint64_t number;
+    char *address;
+    bool own;
+    bool writable;
+  };
+  // Lets whoever is told of it map these bytes, once more with the same key, or no more if nobody has received them.
+  Sent send(const void *address, uint64_t size_bytes, bool read_only, uint32_t timeout_ms);
+  void send_again(const Token &key, uint32_t timeout_ms);
+  void unexport(uint32_t timeout_ms);
+  std::size_t take_settled(Token *keys, std::size_t most);
+  // Maps what was sent. Ownership: the caller's, who gives the number to `end_read`.
+  Received read(const Token &key, uint64_t offset, uint64_t size_bytes, uint32_t timeout_ms);
+  void end_read(uint64_t number);
+
   // Between these, new memory of the lease is written to on its owner's behalf: no pause takes effect.
   void begin_filling(Lease &lease);
   void end_filling(Lease &lease);
@@ -112,7 +134,11 @@ class Client {
   std::vector<Tag *> find_tags(const std::vector<std::string> &names);
 
   template <class Record>
-  record::Done ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows = nullptr);
+  record::Done ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows = nullptr, uint64_t *number = nullptr);
+
+  record::Export plan_export(const void *address, uint64_t size_bytes, bool read_only, uint64_t &offset);
+  Received find_received(const record::Done &done, uint64_t number, uint64_t offset, uint64_t size_bytes);
+  void tell_read_ended(uint64_t number);
 
   void free_put_off();
   void seek_daemon();
@@ -158,6 +184,7 @@ class Client {
   Agent agent_;
   // Guarded by the book's mutex.
   std::vector<PutOff> put_off_;
+  std::vector<uint64_t> reads_put_off_;
   // The pause that the application's callbacks are busy with.
   std::optional<Notice> asked_;
 };

@@ -27,10 +27,11 @@ inline uint32_t left_of(Clock::time_point deadline, uint32_t timeout_ms) {
 
 // Sends a request and waits for its answer, without the lock. A request whose answer doesn't come in time goes on without us.
 template <class Record>
-record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows) {
+record::Done Client::ask(Lock &lock, Record record, uint32_t timeout_ms, Lease *grows, uint64_t *number) {
   if (book_.ended) throw wrong_state("the client is closed");
   const auto deadline = deadline_of(timeout_ms);
   const std::shared_ptr<Request> request = book_.requests.add(std::move(record), true);
+  if (number != nullptr) *number = request->number;
   seek_daemon();
   // Without a connection the agent sends it, as soon as there is one.
   if (book_.link == Link::up) channel_.send(request->packet);

@@ -56,6 +56,18 @@ void drop_view(ManagedTensor *managed) {
   if (!shown->client->is_forked()) shown->client->end_view(*shown->view);
 }
 
+struct Borrowed {
+  ManagedTensor managed;
+  int64_t size_bytes;
+  vrb_client *client;
+  uint64_t number;
+};
+
+void end_borrowing(ManagedTensor *managed) {
+  const std::unique_ptr<Borrowed> borrowed(static_cast<Borrowed *>(managed->context));
+  vrb_end_read(borrowed->client, borrowed->number, nullptr);
+}
+
 void drop(ManagedTensor *managed) {
   const std::unique_ptr<Owned> owned(static_cast<Owned *>(managed->context));
   // In a forked child this does nothing, and nothing is what there is to do.
@@ -80,6 +92,26 @@ vrb_status vrb_tensor(vrb_lease *lease, size_t size, uint32_t timeout_ms, void *
     owned->managed.context = owned.get();
     owned->managed.deleter = drop;
     *dl_managed_tensor = &owned.release()->managed;
+  });
+}
+
+vrb_status vrb_received_tensor(vrb_client *client, const vrb_received *received, size_t size, void **dl_managed_tensor,
+                               vrb_error *error) {
+  return vrb::guarded(error, [&] {
+    if (received == nullptr || dl_managed_tensor == nullptr) throw vrb::invalid_argument("an argument is null");
+    auto borrowed = std::make_unique<Borrowed>();
+    borrowed->size_bytes = static_cast<int64_t>(size);
+    borrowed->client = client;
+    borrowed->number = received->number;
+    Tensor &tensor = borrowed->managed.tensor;
+    tensor.data = received->address;
+    tensor.device = vrb::client_of(client).dlpack_device();
+    tensor.dimensions = 1;
+    tensor.type = {UNSIGNED, 8, 1};
+    tensor.shape = &borrowed->size_bytes;
+    borrowed->managed.context = borrowed.get();
+    borrowed->managed.deleter = end_borrowing;
+    *dl_managed_tensor = &borrowed.release()->managed;
   });
 }
 

@@ -23,6 +23,8 @@ constexpr uint8_t ROLE_WORKER = 1;
 constexpr uint8_t SLOT_DIRTY = 1;
 constexpr uint8_t SLOT_RESTORE = 2;
 constexpr uint8_t SLOT_PARK = 1;
+constexpr uint8_t EXPORT_READ_ONLY = 1;
+constexpr uint8_t EXPORT_AGAIN = 2;
 
 using Token = std::array<uint8_t, 16>;
 using Packet = std::vector<uint8_t>;
@@ -58,6 +60,22 @@ struct CopySlot {
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
     v("slot", s.slot), v("file", s.file), v("offset_bytes", s.offset_bytes);
+  }
+};
+
+struct ExportSlot {
+  uint64_t slot, offset_bytes;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("slot", s.slot), v("offset_bytes", s.offset_bytes);
+  }
+};
+
+struct SharedSlot {
+  uint64_t slot, offset_bytes, size_bytes;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("slot", s.slot), v("offset_bytes", s.offset_bytes), v("size_bytes", s.size_bytes);
   }
 };
 
@@ -156,6 +174,51 @@ struct Bye {
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
     v("request", s.request);
+  }
+};
+
+struct Export {
+  static constexpr uint16_t TYPE = 10;
+  static constexpr const char *NAME = "EXPORT";
+  uint64_t request;
+  Token key;
+  uint64_t lease;
+  uint8_t flags;
+  std::vector<ExportSlot> slots;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("key", s.key), v("lease", s.lease), v("flags", s.flags), v("slots", s.slots);
+  }
+};
+
+struct Unexport {
+  static constexpr uint16_t TYPE = 11;
+  static constexpr const char *NAME = "UNEXPORT";
+  uint64_t request;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request);
+  }
+};
+
+struct Read {
+  static constexpr uint16_t TYPE = 14;
+  static constexpr const char *NAME = "READ";
+  uint64_t request;
+  Token key;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("key", s.key);
+  }
+};
+
+struct EndRead {
+  static constexpr uint16_t TYPE = 15;
+  static constexpr const char *NAME = "END_READ";
+  uint64_t request, read;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("request", s.request), v("read", s.read);
   }
 };
 
@@ -267,6 +330,16 @@ struct Copied {
   template <class Self, class Visit>
   static void fields(Self &s, Visit &v) {
     v("order", s.order), v("slots", s.slots), v("failure", s.failure);
+  }
+};
+
+struct ReaderClosed {
+  static constexpr uint16_t TYPE = 22;
+  static constexpr const char *NAME = "READER_CLOSED";
+  uint64_t reader;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("reader", s.reader);
   }
 };
 
@@ -392,6 +465,39 @@ struct Copy {
   }
 };
 
+struct ReadGrant {
+  static constexpr uint16_t TYPE = 74;
+  static constexpr const char *NAME = "READ_GRANT";
+  uint64_t batch, reader;
+  uint8_t writable;
+  uint64_t lease;
+  std::vector<SharedSlot> slots;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("batch", s.batch), v("reader", s.reader), v("writable", s.writable), v("lease", s.lease), v("slots", s.slots);
+  }
+};
+
+struct CloseReader {
+  static constexpr uint16_t TYPE = 75;
+  static constexpr const char *NAME = "CLOSE_READER";
+  uint64_t reader;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("reader", s.reader);
+  }
+};
+
+struct ExportSettled {
+  static constexpr uint16_t TYPE = 76;
+  static constexpr const char *NAME = "EXPORT_SETTLED";
+  Token key;
+  template <class Self, class Visit>
+  static void fields(Self &s, Visit &v) {
+    v("key", s.key);
+  }
+};
+
 struct Done {
   static constexpr uint16_t TYPE = 80;
   static constexpr const char *NAME = "DONE";
@@ -420,11 +526,13 @@ struct Error {
 
 using FromClient =
     std::variant<record::Hello, record::Lease, record::Return, record::Pause, record::Resume, record::Claim, record::Bye,
-                 record::AskFree, record::MakeRoom, record::Seal, record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy,
-                 record::Copied, record::Callback>;
+                 record::AskFree, record::MakeRoom, record::Export, record::Unexport, record::Read, record::EndRead, record::Seal,
+                 record::Unseal, record::Taken, record::Arrived, record::Left, record::Quiet, record::Busy, record::Copied,
+                 record::ReaderClosed, record::Callback>;
 using FromDaemon =
     std::variant<record::Welcome, record::Grant, record::Arena, record::ArenaGone, record::Recall, record::PauseOrder,
-                 record::PauseCancelled, record::LeaseState, record::Draining, record::Copy, record::Done, record::Error>;
+                 record::PauseCancelled, record::LeaseState, record::Draining, record::Copy, record::ReadGrant,
+                 record::CloseReader, record::ExportSettled, record::Done, record::Error>;
 
 // Returns the packet for a record that travels with this many fds. Throws std::length_error if it would be longer than a
 // packet may be.

@@ -27,6 +27,7 @@ class NaiveLease:
     sealed: bool = False
     discarded: bool = False
     parked: int = 0
+    readers: dict[tuple[int, bool], frozenset[int]] = field(default_factory=dict[tuple[int, bool], frozenset[int]])
 
     @property
     def is_kept(self) -> bool:
@@ -197,6 +198,16 @@ class Naive:
         self.queue.append(waiting)
         self.serve()
         return ""
+
+    def read(self, lease: NaiveLease, session: int, slots: frozenset[int], *, read_only: bool) -> str:
+        """Have a session map slots of somebody's lease; its owner has them already."""
+        if session == lease.session:
+            return "ReadGranted"
+        if lease.paused or (lease.sealed and not read_only):
+            return "WrongState"
+        key = (session, not read_only)
+        lease.readers[key] = lease.readers.get(key, frozenset()) | slots
+        return "ReadGranted"
 
     def prioritize(self, session: int, tags: tuple[str, ...], priority: int) -> str:
         if not self.known(session, tags):

@@ -100,6 +100,10 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         spare = self.naive.spare(fresh)
         answer = self.desk.pause(session, *tags, release=release, discard=discard)
         assert name_of(answer) == self.naive.pause(session, tags, release, discard, self.desk.now)
+        if name_of(answer) in ("Paused", "OutOfHostMemory"):
+            # Those who read it are asked to let go before a place for the contents is looked for.
+            for lease in self.naive.of(session, tags):
+                lease.readers.clear()
         self.adopt_given_up(spare)
 
     def adopt_given_up(self, spare: list[NaiveLease]) -> None:
@@ -197,6 +201,9 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     def do_seal(self, session: SessionId, tags: tuple[str, ...], sealed: bool) -> None:
         answer = self.desk.seal(session, *tags) if sealed else self.desk.unseal(session, *tags)
         assert name_of(answer) == self.naive.seal(session, tags, sealed)
+        if sealed and name_of(answer) == "Done":
+            for lease in self.naive.of(session, tags):
+                lease.readers = {key: slots for key, slots in lease.readers.items() if not key[1]}
 
     @precondition(lambda self: self.sealable())
     @rule(data=st.data())
@@ -211,6 +218,23 @@ class CoreAgainstNaive(RuleBasedStateMachine):
     def sealable(self) -> list[NaiveLease]:
         others = {(one.session, one.tag) for one in self.naive.leases if one.contents is not ev.Contents.KEEP}
         return [one for one in self.naive.leases if (one.session, one.tag) not in others]
+
+    @precondition(lambda self: any(lease.size for lease in self.naive.leases))
+    @rule(session=sessions, data=st.data(), paused=st.booleans(), read_only=st.booleans(), ends=st.booleans())
+    def read(self, session: SessionId, data: st.DataObject, paused: bool, read_only: bool, ends: bool) -> None:
+        """Have a lease sent, and received by some session, which may let go of it at once, though not of the mapping."""
+        sent = [lease for lease in self.naive.leases if lease.size]
+        fitting = [lease for lease in sent if lease.paused == paused]
+        lease = data.draw(st.sampled_from(fitting or sent))
+        view, number = self.view(lease), int(self.desk.now)
+        key = str(number)
+        assert name_of(self.desk.export(SessionId(lease.session), view.lease, read_only=read_only, key=key)) == "Done"
+        slots = frozenset(int(slot.slot) for slot in view.slots)
+        answer = self.desk.read(session, number, key)
+        expected = self.naive.read(lease, session, slots, read_only=read_only)
+        assert name_of(answer) == expected
+        if ends and expected == "ReadGranted":
+            assert name_of(self.desk.end_read(session, number)) == "Done"
 
     @precondition(lambda self: len(self.naive.leases) > 3)
     @rule(session=sessions, tags=tag_sets, pauses=st.booleans())
@@ -233,6 +257,8 @@ class CoreAgainstNaive(RuleBasedStateMachine):
             lease.size -= len(slots)
             lease.there -= sum(slot.frame is not None for slot in named)
             lease.parked -= sum(slot.copied for slot in named)
+            returned = {int(slot) for slot in slots}
+            lease.readers = {key: read for key, read in lease.readers.items() if not read & returned}
         else:
             self.naive.drop(lease)
         self.naive.serve()
@@ -246,14 +272,19 @@ class CoreAgainstNaive(RuleBasedStateMachine):
             call = self.desk.call(self.desk.peers[session])
             assert name_of(self.desk.answer(ev.Detach(call=call, session=session))) == "Done"
         self.naive.end(session)
+        for lease in self.naive.leases:
+            lease.readers = {key: slots for key, slots in lease.readers.items() if key[0] != session}
 
     @precondition(lambda self: self.naive.leases and not self.naive.queue)
     @rule(phase=st.sampled_from(tuple(PHASES)))
     def enter(self, phase: str) -> None:
         """Enter a phase; while nobody waits, it is entered at once or not at all."""
-        spare = self.naive.spare(self.naive.leaving(PHASES[phase], ("a", "b")))
+        leaving = self.naive.leaving(PHASES[phase], ("a", "b"))
+        spare = self.naive.spare(leaving)
         answer = self.desk.enter(phase, actor=peer(0), deadline=self.deadline())
         assert name_of(answer) == self.naive.enter(PHASES[phase], ("a", "b"), self.desk.now)
+        for lease in leaving if name_of(answer) == "Entered" else ():
+            lease.readers.clear()
         self.adopt_given_up(spare)
         assert self.desk.broker.snapshot().entering == ""
 
@@ -302,6 +333,11 @@ class CoreAgainstNaive(RuleBasedStateMachine):
         assert kept == [one.size for one in self.naive.asides]
 
     @invariant()
+    def the_same_sessions_read(self) -> None:
+        for lease in self.naive.leases:
+            assert self.view(lease).readers == {key: len(slots) for key, slots in lease.readers.items()}
+
+    @invariant()
     def the_same_calls_wait(self) -> None:
         assert [ticket.size_bytes // MIB for ticket in self.desk.queue()] == [one.need for one in self.naive.turns()]
         for call, expected in self.naive.answers.items():
@@ -324,6 +360,8 @@ class LeaseSeen:
         found = next(one for one in session.leases if (one.tag, one.contents) == (lease.tag, lease.contents))
         self.lease: LeaseId = found.lease
         self.slots = found.slots
+        names = {session.name: int(session.session) for session in desk.broker.snapshot().sessions}
+        self.readers = {(names[one.session], one.writable): one.size_bytes // MIB for one in found.readers}
 
 
 TestCoreAgainstNaive = CoreAgainstNaive.TestCase

@@ -6,7 +6,7 @@ from tests.simulation.machine import require
 from tests.simulation.world import UNIT, World
 from vrambroker.broker.core import events as ev
 from vrambroker.broker.core.errors import BrokerError, NotOwner
-from vrambroker.broker.core.ids import Domain, Instant, LeaseId, SessionId, SlotId, TicketId
+from vrambroker.broker.core.ids import Domain, ExportKey, Instant, LeaseId, SessionId, SlotId, TicketId
 from vrambroker.broker.core.phase import Order, Pattern, Phase, PhasePlan, Ranked
 
 TAGS = ("weights", "kv_cache", "grads")
@@ -35,7 +35,9 @@ def act(world: World) -> None:
 
 def _act_on(world: World, client: SimClient, session: SessionId) -> None:
     roll = world.chance.random()
-    if roll < 0.015:
+    if world.chance.random() < 0.12:
+        share(world, client, session)
+    elif roll < 0.015:
         _lull(world, client, session)
     elif roll < 0.04:
         _phase(world, client)
@@ -55,7 +57,7 @@ def _act_on(world: World, client: SimClient, session: SessionId) -> None:
         _claim(world, client, session)
     elif roll < 0.955:
         _return(world, client, session)
-    elif roll < 0.965:
+    elif roll < 0.96:
         detach(world, client, session)
     elif roll < 0.97:
         label = world.chance.choice(("train", "generate", ""))
@@ -71,6 +73,56 @@ def _interfere(world: World, client: SimClient) -> None:
     assert client.session is not None
     act = world.chance.choice((_resume, _resume, _pause, _return))
     act(world, client, client.session)
+
+
+def share(world: World, client: SimClient, session: SessionId) -> None:
+    """Send something, receive something, use what was received, or let go of it."""
+    roll = world.chance.random()
+    if roll < 0.25:
+        _export(world, client, session)
+    elif roll < 0.6 and world.exported:
+        key, number = world.chance.choice(world.exported[-6:]), world.draw()
+        world.ask(client, lambda call: ev.Read(call=call, session=session, key=key, number=number))
+    elif roll < 0.8:
+        owners = [one for one in world.clients if one.alive]
+        for number, reader in client.reading.in_use().items():
+            client.write_as_reader(number, reader, owners)
+    elif roll < 0.97:
+        for number in tuple(client.reading.reads)[: world.chance.randint(1, 3)]:
+            end_read(world, client, session, number)
+    else:
+        world.ask(client, lambda call: ev.Unexport(call=call, session=session))
+
+
+def end_read(world: World, client: SimClient, session: SessionId, number: int) -> None:
+    client.reading.end(number)
+    world.ask(client, lambda call: ev.EndRead(call=call, session=session, number=number))
+
+
+def _export(world: World, client: SimClient, session: SessionId) -> None:
+    """Send slots of a lease of its own, mostly; or of one that it reads, or the same once more."""
+    key = ExportKey(world.draw().to_bytes(16, "big"))
+    again = bool(world.exported) and world.chance.random() < 0.2
+    if again:
+        key = world.chance.choice(world.exported)
+    having = {number: list(lease.slots) for number, lease in client.leases.items() if lease.slots}
+    received = {reader.lease: list(reader.frames) for reader in client.reading.in_use().values() if reader.frames}
+    known = received if received and world.chance.random() < 0.3 else having
+    if not known:
+        return
+    lease = world.chance.choice(list(known))
+    slots = tuple(
+        ev.ExportedSlot(slot=slot, offset_bytes=number * UNIT)
+        for number, slot in enumerate(world.chance.sample(known[lease], world.chance.randint(1, len(known[lease]))))
+    )
+    read_only = world.chance.random() < 0.3
+    world.exported.append(key)
+    world.ask(
+        client,
+        lambda call: ev.Export(
+            call=call, session=session, key=key, lease=lease, read_only=read_only, again=again, slots=slots
+        ),
+    )
 
 
 def _lull(world: World, client: SimClient, session: SessionId) -> None:
@@ -249,6 +301,7 @@ def detach(world: World, client: SimClient, session: SessionId) -> None:
     client.end_copy()
     for number in list(client.leases):
         client.let_go(number, [])
+    client.reading.let_go()
     world.machine.let_go(client.peer.pid)
     world.close_dying_files()
     client.gone = True

@@ -12,9 +12,19 @@ from random import Random
 
 from tests.simulation.copying import Copying, SimCopy
 from tests.simulation.machine import Machine, require
+from tests.simulation.reading import Reading, SimReader
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
-from vrambroker.broker.core.ids import ArenaFileId, ConnectionId, FrameId, LeaseId, OrderId, SessionId, SlotId
+from vrambroker.broker.core.ids import (
+    ArenaFileId,
+    ConnectionId,
+    FrameId,
+    LeaseId,
+    OrderId,
+    ReaderId,
+    SessionId,
+    SlotId,
+)
 
 MAP_FAILS, COPY_FAILS = 0.04, 0.02
 
@@ -51,6 +61,9 @@ Order = (
     | ef.SendGrant
     | ef.SendRecall
     | ef.SendCopy
+    | ef.SendReadGrant
+    | ef.SendCloseReader
+    | ef.SendExportSettled
     | ef.SendPauseOrder
     | ef.SendPauseCancelled
     | ef.SendLeaseState
@@ -80,6 +93,7 @@ class SimClient:
         self.gone = False
         self.faulty = True
         self.copying = Copying()
+        self.reading = Reading(machine, peer.pid, self._say_reader_closed)
         self._machine = machine
         self._chance = chance
         self._report = report
@@ -110,6 +124,12 @@ class SimClient:
                 self._vacate(order)
             case ef.SendCopy():
                 self._copy(order)
+            case ef.SendReadGrant():
+                self.reading.map(order)
+            case ef.SendCloseReader(reader=reader):
+                self.reading.close(reader)
+            case ef.SendExportSettled():
+                pass
             case ef.SendPauseOrder():
                 self._close_gates(order)
             case ef.SendPauseCancelled():
@@ -322,6 +342,42 @@ class SimClient:
     def verify(self, lease: SimLease) -> None:
         for number, slot in lease.slots.items():
             self._verify(number, slot)
+
+    def _say_reader_closed(self, reader: ReaderId) -> None:
+        if self.session is not None:
+            self._report(self, ev.ReaderClosed(session=self.session, reader=reader))
+            if self._fails(0.1):
+                self._report(self, ev.ReaderClosed(session=self.session, reader=reader))
+
+    def slot_with(self, frame: FrameId) -> tuple[SimLease, SimSlot] | None:
+        """Return what this client has a frame for."""
+        for lease in self.leases.values():
+            for slot in lease.slots.values():
+                if slot.frame == frame:
+                    return lease, slot
+        return None
+
+    def write_as_reader(self, number: ReaderId, reader: SimReader, owners: list["SimClient"]) -> None:
+        """Look whether what somebody else keeps is there, and write something else, where that is allowed."""
+        for frame in reader.frames.values():
+            physical = self._machine.frames.get(frame)
+            if physical is None:
+                continue
+            require(
+                (self.peer.pid, number) in physical.readers,
+                f"frame {frame} is lost to pid {self.peer.pid}, which reads it",
+            )
+            held = (owner.slot_with(frame) for owner in owners)
+            found = next((one for one in held if one is not None), None)
+            if found is None:
+                continue
+            lease, slot = found
+            kept = lease.contents is ev.Contents.KEEP and slot.expected is not None
+            require(not kept or physical.content == slot.expected, f"frame {frame} held {slot.expected}")
+            if reader.writable:
+                self._written += 1
+                physical.content = self._written
+                slot.expected = self._written if lease.contents is ev.Contents.KEEP else None
 
     def write(self, lease: SimLease) -> None:
         """Use the memory: look at what is there and write something else, unless it is sealed."""

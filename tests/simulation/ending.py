@@ -45,6 +45,9 @@ def _settle(world: World) -> None:
             if client.connection is None:
                 world.reconnect(client)
             client.finish_scope()
+            assert client.session is not None
+            for number in tuple(client.reading.reads):
+                acts.end_read(world, client, client.session, number)
         moved = world.deliver_one()
         moved = world.obey_one() or moved
         if not moved and not any(client.busy for client in world.clients if client.alive):

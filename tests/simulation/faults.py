@@ -4,7 +4,7 @@ from tests.simulation.client import SimClient
 from tests.simulation.machine import require
 from tests.simulation.world import UNIT, World
 from vrambroker.broker.core import events as ev
-from vrambroker.broker.core.ids import LeaseId, OrderId, SlotId
+from vrambroker.broker.core.ids import LeaseId, OrderId, ReaderId, SlotId
 from vrambroker.broker.core.limits import Eager
 
 FAULTS = (
@@ -157,6 +157,7 @@ def _stale_report(world: World) -> None:
         ev.Copied(session=session, order=OrderId(88_888), slots=(slot,), failure=None),
         ev.Busy(session=session, order=OrderId(88_888), tag="weights"),
         ev.Quiet(session=session, order=OrderId(88_888)),
+        ev.ReaderClosed(session=session, reader=ReaderId(88_888)),
         ev.Calling(session=session, order=OrderId(88_888), tag="weights", callback="drain"),
         ev.Declined(session=session, order=OrderId(88_888), tag="weights", callback="drain", why="no"),
     ]

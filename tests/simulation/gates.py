@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tests.simulation.machine import require
 from vrambroker.broker.core import effects as ef
 from vrambroker.broker.core import events as ev
-from vrambroker.broker.core.ids import ConnectionId, LeaseId, OrderId, SessionId
+from vrambroker.broker.core.ids import CallId, ConnectionId, LeaseId, OrderId, SessionId
 
 
 class Gates:
@@ -20,6 +20,8 @@ class Gates:
         self._connections: dict[SessionId, ConnectionId | None] = {}
         self._orders: dict[OrderId, ef.SendPauseOrder] = {}
         self._closed: dict[tuple[SessionId, str], set[OrderId]] = {}
+        # Pauses of owners that wait for readers of their memory.
+        self._own: dict[CallId, ev.Pause] = {}
 
     def hear(self, event: ev.Event, effects: list[ef.Effect], tag_of: Callable[[LeaseId], str]) -> None:
         match event:
@@ -40,8 +42,12 @@ class Gates:
         told = [one for one in effects if isinstance(one, ef.SendLeaseState)]
         if isinstance(event, ev.Reattach | ev.Attach):
             self._distrust(told[0].session if told else SessionId(0))
-        elif not (isinstance(event, ev.Pause) and event.quiet):
+        elif isinstance(event, ev.Pause) and event.quiet:
+            self._own[event.call.call] = event
+        else:
             self._look(event, [one for one in told if one.paused], tag_of)
+        for answer in (one for one in effects if isinstance(one, ef.Reply | ef.Refuse)):
+            self._own.pop(answer.call, None)
         for one in told:
             self._closed.pop((one.session, tag_of(one.lease)), None)
         self._note_orders(effects)
@@ -49,7 +55,9 @@ class Gates:
     def _look(self, event: ev.Event, told: list[ef.SendLeaseState], tag_of: Callable[[LeaseId], str]) -> None:
         for one in told:
             self.paused += 1
-            closed = self._closed.get((one.session, tag_of(one.lease)))
+            tag = tag_of(one.lease)
+            own = any(pause.session == one.session and tag in pause.tags for pause in self._own.values())
+            closed = own or self._closed.get((one.session, tag))
             require(bool(closed), f"lease {one.lease} is paused, and nobody has said that it is quiet: {event}")
 
     def _distrust(self, session: SessionId) -> None:

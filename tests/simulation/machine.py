@@ -9,10 +9,14 @@ is not there or on its way out.
 from dataclasses import dataclass, field
 
 from vrambroker.broker.core.effects import Extent
-from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId
+from vrambroker.broker.core.ids import ArenaFileId, Domain, FrameId, ReaderId
 
 OVERWRITTEN = -2
 """The contents of a place that somebody else has written to."""
+
+
+ReaderKey = tuple[int, ReaderId]
+"""A process, and which of its readers."""
 
 
 class Wronged(AssertionError):
@@ -26,13 +30,17 @@ def require(claim: bool, what: str) -> None:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PhysicalFrame:
-    """`mapper`: the pid that maps it. `writer`: the domain that may have written to it since it was created."""
+    """`mapper`: the pid that maps it as its owner. `writer`: the domain that may have written to it since it was created.
+    `readers`: who maps it beside its owner, and may write to it or not. `spoilt`: a dead one could write to it.
+    """
 
     size_bytes: int
     content: int = 0
     mapper: int | None = None
     writer: Domain | None = None
     dying: bool = False
+    readers: dict[ReaderKey, bool] = field(default_factory=dict[ReaderKey, bool])
+    spoilt: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -74,6 +82,7 @@ class Machine:
         require(
             found.mapper is None and not found.dying, f"frame {frame} is destroyed while pid {found.mapper} maps it"
         )
+        require(not found.readers, f"frame {frame} is destroyed while pids {found.readers} read it")
         found.dying = True
 
     def destroy(self, frame: FrameId) -> None:
@@ -89,6 +98,8 @@ class Machine:
         found = self.frames[frame]
         require(found.mapper is None, f"frame {frame} is lent to pid {pid} while pid {found.mapper} maps it")
         require(not found.dying, f"frame {frame} is lent while it is destroyed")
+        require(not found.readers, f"frame {frame} is lent to pid {pid} while pids {found.readers} read it")
+        require(not found.spoilt, f"frame {frame} is lent, and a dead process may write to it")
         require(found.writer in (None, domain), f"frame {frame} crosses from {found.writer} to {domain}")
         require(dirty or found.content == 0, f"frame {frame} is called clean and holds {found.content}")
         found.mapper, found.writer = pid, domain
@@ -97,6 +108,25 @@ class Machine:
         found = self.frames[frame]
         require(found.mapper == pid, f"frame {frame} is unmapped by {pid} while {found.mapper} has it")
         found.mapper = None
+
+    def read(self, frame: FrameId, reader: ReaderKey, *, writable: bool) -> bool:
+        """Map a frame of somebody else's; tells whether it is there still: a dead owner's may have gone."""
+        found = self.frames.get(frame)
+        if found is None:
+            return False
+        require(not found.dying, f"frame {frame} is read while it is destroyed")
+        require(found.mapper != reader[0], f"frame {frame} is lent to its own owner to read")
+        found.readers[reader] = writable
+        return True
+
+    def end_read(self, frame: FrameId, reader: ReaderKey) -> None:
+        found = self.frames.get(frame)
+        if found is not None:
+            found.readers.pop(reader, None)
+
+    def is_read(self, frames: tuple[FrameId, ...]) -> bool:
+        """Tell whether a process that lives maps any of these beside their owner."""
+        return any(self.frames[frame].readers for frame in frames)
 
     def add_file(self, file: ArenaFileId, domain: Domain, size_bytes: int) -> None:
         self.files[file] = PhysicalFile(domain=domain, size_bytes=size_bytes)
@@ -186,6 +216,11 @@ class Machine:
         it is fenced.
         """
         self.dead.add(pid)
+        for frame in self.frames.values():
+            gone = [reader for reader in frame.readers if reader[0] == pid]
+            frame.spoilt = frame.spoilt or any(frame.readers[reader] for reader in gone)
+            for reader in gone:
+                del frame.readers[reader]
         self.late[pid] = late
         self.let_go(pid)
         for extent in extents:

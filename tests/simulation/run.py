@@ -57,21 +57,21 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=4)
     asked = parser.parse_args()
     events = entered = paused = spilled = unspilled = failed = 0
-    copied = 0
+    copied = reads = 0
     for seed in range(asked.seed, asked.seed + asked.count):
         try:
             world = simulate(Shape(seed=seed, steps=asked.steps, clients=asked.clients))
             events, entered, paused = events + world.events, entered + world.entered, paused + world.gates.paused
             spilled, unspilled = spilled + world.spilled, unspilled + world.unspilled
             failed += world.failed_writes + world.failed_reads
-            copied += world.copied
+            copied, reads = copied + world.copied, reads + world.reads
         except Wronged as error:
             traceback.print_exception(error.__cause__)
             print(error)
             return 1
     counts = f"{asked.count} seeds, {events} events, {entered} phases entered, {paused} pauses from outside"
     counts += f", {spilled} extents spilled, {unspilled} read back, {failed} transfers failed"
-    counts += f", {copied} reports of copies made ahead"
+    counts += f", {copied} reports of copies made ahead, {reads} reads of what others have sent"
     print(f"{counts}, all invariants held, all was free at the end")
     return 0
 

@@ -26,6 +26,7 @@ from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
     Domain,
+    ExportKey,
     FrameId,
     Instant,
     LeaseId,
@@ -117,6 +118,8 @@ class World:
         self.entered = 0
         self.spilled = self.unspilled = self.failed_writes = self.failed_reads = 0
         self.copied = 0
+        self.reads = 0
+        self.exported: list[ExportKey] = []
         self.draining = False
         self.faulty = True
         # How often somebody asks for something while much is under way; with less haste, the link is idle now and then.
@@ -161,6 +164,10 @@ class World:
             self.happen(self.lanes[names[pick]].popleft())
             return True
         pick = self.chance.randrange(len(self.driver))
+        passed = self.driver[pick]
+        if isinstance(passed, ev.FencePassed) and self.machine.is_read(passed.frames):
+            # Who reads a dead owner's memory keeps it on the device.
+            return False
         if isinstance(self.driver[pick], ARENA_OUTCOMES) and self._unlucky(self._arena_sloth):
             return False
         if isinstance(self.driver[pick], TRANSFER_OUTCOMES) and self._unlucky(self._disk_sloth):
@@ -271,6 +278,9 @@ class World:
                 ef.SendGrant()
                 | ef.SendRecall()
                 | ef.SendCopy()
+                | ef.SendReadGrant()
+                | ef.SendCloseReader()
+                | ef.SendExportSettled()
                 | ef.SendPauseOrder()
                 | ef.SendPauseCancelled()
                 | ef.SendLeaseState()
@@ -282,7 +292,7 @@ class World:
                 client = self.by_connection.pop(connection, None)
                 if client is not None and client.connection == connection:
                     client.lose_connection()
-            case ef.Publish():
+            case ef.Publish() | ef.EndReader():
                 pass
             case _:
                 self._perform_driver(effect)
@@ -292,6 +302,9 @@ class World:
         order: ef.SendGrant
         | ef.SendRecall
         | ef.SendCopy
+        | ef.SendReadGrant
+        | ef.SendCloseReader
+        | ef.SendExportSettled
         | ef.SendPauseOrder
         | ef.SendPauseCancelled
         | ef.SendLeaseState
@@ -381,6 +394,8 @@ class World:
             require(paused.isdisjoint(one.lease for one in answer.resumed), f"not all of it is open: {answer}")
         if isinstance(asked.what, ev.Unseal) and answer == ef.Done() and client is not None:
             client.seal(asked.what.tags, sealed=False)
+        if isinstance(answer, ef.ReadGranted) and not known:
+            self._read_granted(client, asked, answer)
         if isinstance(answer, Draining):
             require(self.draining, "only a broker that was told to drain refuses for that")
         if isinstance(answer, ef.Attached) and client is not None:
@@ -391,6 +406,12 @@ class World:
             self.unanswered.remove(asked)
         if isinstance(answer, ef.Leased) and answer.claim and client is not None and client.alive:
             client.claims.append(answer.claim)
+
+    def _read_granted(self, client: SimClient | None, asked: Asked, granted: ef.ReadGranted) -> None:
+        self.reads += 1
+        assert isinstance(asked.what, ev.Read)
+        if client is not None and client.alive and client.session == asked.what.session:
+            client.reading.begin(asked.what.number, granted)
 
     def _attached(self, client: SimClient, answer: ef.Attached, asked: Asked) -> None:
         if not client.alive:

@@ -201,6 +201,45 @@ VRB_API vrb_status vrb_find(vrb_client *client, const void *pointer, size_t size
 VRB_API vrb_status vrb_parked_tensor(vrb_client *client, const void *pointer, size_t size, uint32_t timeout_ms,
                                      void **dl_managed_tensor, vrb_error *error);
 
+/* Memory that travels. What is sent stays where it is and is its owner's: who is told of it, in another process that is
+ * attached to the same daemon, can map the same pages. An export holds no memory: until it is settled, its sender must not
+ * free what was sent. It is settled once it was received as often as it was sent, and nothing received is in use. */
+typedef struct vrb_export {
+  uint8_t key[16];
+  uint64_t offset_bytes;  /* from the beginning of the lease's range */
+  uint32_t read_only;     /* 1: who receives it can't write to it */
+} vrb_export;
+
+/* Send leased memory, or memory that was received. VRB_INVALID where these bytes are neither. What is sealed, or was
+ * received so, is read-only in any case. In any state of its tag. */
+VRB_API vrb_status vrb_send(vrb_client *client, const void *pointer, size_t size, int read_only, uint32_t timeout_ms,
+                            vrb_export *sent, vrb_error *error);
+/* Send the same once more; UnknownLease if it is settled. */
+VRB_API vrb_status vrb_send_again(vrb_client *client, const uint8_t key[16], uint32_t timeout_ms, vrb_error *error);
+/* Settle what was sent and nobody has received. */
+VRB_API vrb_status vrb_unexport(vrb_client *client, uint32_t timeout_ms, vrb_error *error);
+/* Take the keys of exports that are settled, as many as there is room for; each is told once. */
+VRB_API vrb_status vrb_take_settled(vrb_client *client, uint8_t (*keys)[16], uint32_t room, uint32_t *count,
+                                    vrb_error *error);
+
+typedef struct vrb_received {
+  uint64_t number;
+  void *address;
+  uint32_t own;       /* 1: it is this process's own lease, at its own address */
+  uint32_t writable;
+} vrb_received;
+
+/* Map what was sent. While its tag is paused, or about to be: WrongState, from the daemon. UnknownLease where it is not
+ * there any more. Its tag can't be paused before vrb_end_read; the mapping may stay until then, or longer. */
+VRB_API vrb_status vrb_receive(vrb_client *client, const uint8_t key[16], uint64_t offset_bytes, size_t size,
+                               uint32_t timeout_ms, vrb_received *received, vrb_error *error);
+/* In a forked child this is VRB_OK, and does nothing: what was received is its parent's, and not mapped there. */
+VRB_API vrb_status vrb_end_read(vrb_client *client, uint64_t number, vrb_error *error);
+/* A DLManagedTensor* of bytes over what was received, whose deleter ends the read. Ownership: the caller's, as of the number
+ * until then. */
+VRB_API vrb_status vrb_received_tensor(vrb_client *client, const vrb_received *received, size_t size,
+                                       void **dl_managed_tensor, vrb_error *error);
+
 /* Hooks of torch.cuda.memory.CUDAPluggableAllocator. A lease has one of the malloc hooks vrb_torch_malloc_00 to
  * vrb_torch_malloc_ff for good, by this number; its allocations come from that lease, in any thread. InvalidArgument when
  * all are taken. A malloc hook answers NULL for "out of memory" and for nothing else: for other errors it throws a

@@ -15,6 +15,7 @@ from vrambroker.broker.core.ids import (
     CallId,
     ConnectionId,
     Domain,
+    ExportKey,
     Instant,
     LeaseId,
     RequestId,
@@ -94,6 +95,10 @@ def limits(
     )
 
 
+def key_of(name: str) -> ExportKey:
+    return ExportKey(name.encode().ljust(16, b"."))
+
+
 def peer(pid: int, *, uid: int = 1, domain: Domain = HOME) -> ev.Peer:
     return ev.Peer(pid=pid, uid=uid, gid=uid, domain=domain)
 
@@ -168,6 +173,8 @@ class Desk:
                 slots = tuple(slot.slot for slot in ordered)
                 copied = ev.Copied(session=session, order=order, slots=slots, failure=None)
                 self.pending.append(("copy", copied))
+            case ef.SendCloseReader(session=session, reader=reader):
+                self.pending.append(("close_reader", ev.ReaderClosed(session=session, reader=reader)))
             case _:
                 pass
 
@@ -326,6 +333,51 @@ class Desk:
 
     def unseal(self, session: SessionId, *tags: str, actor: ev.Peer | None = None) -> Answer | None:
         return self.answer(ev.Unseal(call=self.call(actor or self.peers[session]), session=session, tags=tags))
+
+    def export(
+        self, session: SessionId, lease: LeaseId, slots: Iterable[int] = (), *, read_only: bool = False, key: str = "k"
+    ) -> Answer | None:
+        """Export slots of a lease (all of it, if none are named), side by side from the beginning of its range."""
+        named = list(slots) or [slot.slot for slot in self.view(lease).slots]
+        exported = tuple(
+            ev.ExportedSlot(slot=SlotId(slot), offset_bytes=number * MIB) for number, slot in enumerate(named)
+        )
+        event = ev.Export(
+            call=self.call(self.peers[session]),
+            session=session,
+            key=key_of(key),
+            lease=lease,
+            read_only=read_only,
+            again=False,
+            slots=exported,
+        )
+        return self.answer(event)
+
+    def send_again(self, session: SessionId, lease: LeaseId, key: str = "k") -> Answer | None:
+        event = ev.Export(
+            call=self.call(self.peers[session]),
+            session=session,
+            key=key_of(key),
+            lease=lease,
+            read_only=False,
+            again=True,
+            slots=(),
+        )
+        return self.answer(event)
+
+    def read(self, session: SessionId, number: int = 1, key: str = "k") -> Answer | None:
+        call = self.call(self.peers[session])
+        return self.answer(ev.Read(call=call, session=session, key=key_of(key), number=number))
+
+    def end_read(self, session: SessionId, number: int = 1) -> Answer | None:
+        return self.answer(ev.EndRead(call=self.call(self.peers[session]), session=session, number=number))
+
+    def unexport(self, session: SessionId) -> Answer | None:
+        return self.answer(ev.Unexport(call=self.call(self.peers[session]), session=session))
+
+    def readers(self, lease: LeaseId) -> list[tuple[str, bool]]:
+        """Return who reads a lease, and whether they may write to it."""
+        return [(reader.session, reader.writable) for reader in self.view(lease).readers]
 
     def give(self, session: SessionId, lease: LeaseId, slots: Iterable[int] = ()) -> Answer | None:
         named = tuple(SlotId(slot) for slot in slots)
