@@ -3,11 +3,9 @@
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,13 +41,6 @@ RunDir = Annotated[
 ]
 Target = Annotated[str, typer.Argument(metavar="SESSION/TAG", help="Whose tag.")]
 WATCH_SECONDS = 1.0
-
-
-class RunContents(Enum):
-    """What contents are worth across a pause, of a program that is run."""
-
-    KEEP = "keep"
-    DROP = "drop"
 
 
 def _seconds(value: float) -> float:
@@ -382,57 +373,12 @@ def _as_the_daemon_has(planned: "Plan", device: str | None) -> "Plan":
     return planned.bounded_by(told.device.capacity_bytes, told.host.budget_bytes)
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
-def run(
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD ...", help="The program, with its arguments.")],
-    name: Annotated[str | None, typer.Option(help="The session's name; the program's own, if not given.")] = None,
-    tag: Annotated[
-        str | None, typer.Option(help="Lease all that the program allocates on the device under this tag.")
-    ] = None,
-    contents: Annotated[
-        RunContents | None, typer.Option(help="What contents are worth across a pause; keep, unless said.")
-    ] = None,
-    torch_memory_saver: Annotated[
-        bool, typer.Option("--torch-memory-saver", help="Be found as torch_memory_saver, in front of an installed one.")
-    ] = False,
-    device: Device = None,
-    run_dir: RunDir = None,
-) -> None:
-    """Run a program, unchanged, with its memory leased; without a daemon it runs as ever, and stderr says so."""
-    from vrambroker.broker import launch
-    from vrambroker.client.native import check_label
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def run(context: typer.Context) -> None:
+    """Run a program, unchanged, with its memory leased."""
+    from vrambroker.broker.run_cli import main as run_program
 
-    _use_run_dir(run_dir)
-    wishes = launch.Wishes(
-        name=name, tag=tag, contents=contents and contents.value, torch_memory_saver=torch_memory_saver
-    )
-    with reported():
-        for label, argument in ((name, "name"), (tag, "tag")):
-            if label is not None:
-                check_label(label, argument)
-    environment = dict(os.environ)
-    try:
-        environment = launch.environment_for(wishes, _answering(device), environment)
-    except (BrokerError, OSError) as error:
-        report(error)
-        print(f"broker run: nothing is leased; {one_line(command[0])} runs as without it", file=sys.stderr)  # noqa: T201
-    sys.stderr.flush()
-    try:
-        launch.become(command, environment)
-    except OSError as error:
-        report(error)
-        raise typer.Exit(launch.exit_code_of(error)) from None
-
-
-def _answering(device: str | None) -> tuple["Endpoint", ...]:
-    """Return the daemons that answer this user; if none does, raises what the first has to say."""
-    found = _endpoints(device)
-    with ExitStack() as stack:
-        _, dead = _reachable(stack, found)
-    alive = tuple(endpoint for endpoint in found if endpoint.device not in dead)
-    if not alive:
-        raise next(iter(dead.values()))
-    return alive
+    raise typer.Exit(run_program(context.args))
 
 
 @app.command()
@@ -450,10 +396,5 @@ def demo(
         raise typer.Exit(run_demo(device=device, report=report, size=size, seconds=seconds, steps=steps))
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -4,8 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
-
 from vrambroker.broker.core.errors import BrokerError
 
 
@@ -16,6 +14,9 @@ def reported() -> Iterator[None]:
         yield
     except (BrokerError, OSError) as error:
         report(error)
+        # Not every command is one of typer's.
+        import typer
+
         raise typer.Exit(1) from None
 
 

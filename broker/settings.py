@@ -44,6 +44,7 @@ FOREIGN_VARIABLES: Final = frozenset(
         "VRAMBROKER_PAUSE",
         "VRAMBROKER_TAG",
         "VRAMBROKER_TIMEOUT",
+        "VRAMBROKER_VLLM",
     }
 )
 

@@ -223,7 +223,7 @@ def measured(who: str, figure: str, run_dir: Path | None = None) -> float:
 
 def run_words(run_dir: Path | None) -> list[str]:
     """Return what is put in front of a program that the broker leases."""
-    broker = [sys.executable, "-m", "vrambroker.broker.cli", "run", "--run-dir", str(run_dir)]
+    broker = [sys.executable, "-m", "vrambroker.broker.entry", "run", "--run-dir", str(run_dir)]
     return [*broker, "--name", "trainer", "--tag", "all", "--"]
 
 

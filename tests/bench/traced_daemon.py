@@ -53,7 +53,7 @@ def main() -> None:
     path, lines = Path(sys.argv.pop(1)), list[Line]()
     trace(lines)
     try:
-        cli.main()
+        cli.app()
     finally:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

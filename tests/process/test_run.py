@@ -44,7 +44,7 @@ sys.exit(7)
 
 def run(run_dir: Path, *words: str, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "vrambroker.broker.cli", "run", "--run-dir", str(run_dir), *words],
+        [sys.executable, "-m", "vrambroker.broker.entry", "run", "--run-dir", str(run_dir), *words],
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
@@ -72,7 +72,7 @@ def test_what_torch_allocates_is_leased_and_the_exit_code_is_the_programs(
 
 
 def test_signals_are_the_programs(shared_broker: "RunningBroker") -> None:
-    command = [sys.executable, "-m", "vrambroker.broker.cli", "run", "--run-dir", str(shared_broker.run_dir), "--"]
+    command = [sys.executable, "-m", "vrambroker.broker.entry", "run", "--run-dir", str(shared_broker.run_dir), "--"]
     source = "import sys; print('up', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [*command, sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -109,8 +109,8 @@ def test_without_a_daemon_the_program_runs_as_ever(there: str, shared_broker: "R
         (("--", "/nowhere/program"), 127, "FileNotFoundError: "),
         (("--", "/etc/passwd"), 126, "PermissionError: "),
         (("--tag", "a b", "--", "true"), 1, "InvalidArgument: "),
-        (("--contents", "zero", "--", "true"), 2, "Usage: "),
-        ((), 2, "Usage: "),
+        (("--contents", "zero", "--", "true"), 2, "usage: "),
+        ((), 2, "usage: "),
     ],
 )
 def test_a_program_that_can_t_be_started(

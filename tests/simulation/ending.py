@@ -21,10 +21,9 @@ def end(world: World) -> None:
     world.faulty = False
     for client in world.clients:
         client.faulty, client.stopped = False, False
-    _settle(world)
-    world.happen(world.outsiders.leave())
     configure_as_begun(world)
     _settle(world)
+    world.happen(world.outsiders.leave())
     while (deadline := world.broker.next_deadline()) is not None:
         world.now = max(world.now, deadline)
         world.happen(ev.DeadlineReached())

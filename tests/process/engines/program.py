@@ -19,7 +19,7 @@ class Program:
         self, name: str, script: str, *arguments: str, environment: dict[str, str], options: tuple[str, ...] = ()
     ) -> None:
         self.name = name
-        start = [sys.executable, "-m", "vrambroker.broker.cli", "run", *options, "--"] if options else []
+        start = [sys.executable, "-m", "vrambroker.broker.entry", "run", *options, "--"] if options else []
         self.process = subprocess.Popen(
             [*start, sys.executable, str(ENGINES / script), *arguments],
             env={**os.environ, **environment},
