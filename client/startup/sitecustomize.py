@@ -1,4 +1,5 @@
-"""What `broker run` has every Python of a program load first: a region is entered when torch is imported.
+"""What `broker run` has every Python of a program load first: when torch is imported, it learns to send and receive leased
+tensors, and a region is entered, if the environment asks for one.
 
 Python looks for `sitecustomize` along its path and loads the first; this one, in front by PYTHONPATH, loads the next as
 well. It costs a process that imports no torch next to nothing, and never keeps one from running.
@@ -12,7 +13,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-WANTED_BY = ("VRAMBROKER_TAG", "TMS_INIT_ENABLE")
+
+WANTED_BY = ("VRAMBROKER_RUN_DIR", "VRAMBROKER_TAG", "TMS_INIT_ENABLE")
 
 
 def say(what: str) -> None:

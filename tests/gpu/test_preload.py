@@ -170,6 +170,35 @@ tell("all", kv.abs().sum().item())
 """
 
 
+# Neither side has ever connected by itself.
+SENDER = """
+import io
+from multiprocessing.reduction import ForkingPickler
+weights = torch.nn.Linear(1024, 1024, device="cuda").requires_grad_(False)
+weights.weight.fill_(1.0)
+into = io.BytesIO()
+ForkingPickler(into).dump(dict(weights.named_parameters()))
+tell(into.getvalue().hex())
+told()
+torch.cuda.synchronize()
+tell(weights.weight[0, 0].item())
+memory = connect("trainer")
+memory.pause(release=True)
+memory.resume()
+tell("slept", weights.weight[-1, -1].item())
+"""
+RECEIVER = """
+import pickle
+named = pickle.loads(bytes.fromhex(told()))
+tell(named["weight"].mean().item(), tuple(named["bias"].shape))
+named["weight"].fill_(2.0)
+torch.cuda.synchronize()
+del named
+tell("done")
+told()
+"""
+
+
 @pytest.fixture
 def start_program(broker: RunningBroker) -> Iterator[StartProgram]:
     """Start Python processes as `broker run --name trainer --torch-memory-saver` does, with more in the environment."""
@@ -215,6 +244,18 @@ def test_expandable_segments_are_leased_and_paused(how: str, start_program: Star
     assert worker.hear() == "full True"
     assert worker.hear() == "fits 1"
     worker.end()
+
+
+def test_a_whole_process_sends_what_it_has_and_sleeps_afterwards(start_program: StartProgram) -> None:
+    sender, receiver = start_program(SENDER), start_program(RECEIVER, tag=None)
+    receiver.say(sender.hear())
+    assert receiver.hear() == "1.0 (1024,)"
+    assert receiver.hear() == "done"
+    assert sender.ask() == "2.0"
+    assert sender.hear() == "slept 2.0"
+    receiver.say()
+    for worker in (sender, receiver):
+        worker.end()
 
 
 def test_an_engine_can_size_its_cache_by_what_is_free(start_program: StartProgram) -> None:
