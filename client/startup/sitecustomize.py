@@ -13,7 +13,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-
 WANTED_BY = ("VRAMBROKER_RUN_DIR", "VRAMBROKER_TAG", "TMS_INIT_ENABLE")
 
 

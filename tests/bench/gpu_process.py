@@ -189,8 +189,8 @@ def start_seconds(words: list[str]) -> float:
         return time.perf_counter() - began
 
     once(words)
-    plain, ours = zip(*((once([]), once(words)) for _ in range(STARTS)), strict=True)
-    return statistics.median(ours) - statistics.median(plain)
+    pairs = [(once([]), once(words)) for _ in range(STARTS)]
+    return statistics.median(ours for _, ours in pairs) - statistics.median(plain for plain, _ in pairs)
 
 
 FIGURES: dict[str, Callable[[str], float]] = {

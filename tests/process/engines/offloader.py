@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-
-MIB = 1 << 20
+from here import MIB, use_device  # type: ignore[import-not-found]  # beside this script
 
 
 class Trainer:
@@ -24,7 +23,9 @@ class Trainer:
     def offload(self, *names: str) -> str:
         """FSDP's `.to("cpu")`, DeepSpeed's `offload_states`."""
         for name in names or tuple(self.there):
-            self.away[name] = np.array(self.there.pop(name).numpy())
+            self.away[name] = np.array(self.there.pop(name).cpu().numpy())
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+            torch.cuda.empty_cache()
         return "offloaded"
 
     def reload(self, *names: str) -> str:
@@ -50,6 +51,7 @@ class Trainer:
 
 
 def main() -> None:
+    use_device()
     trainer = Trainer()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -3,9 +3,9 @@
 import sys
 
 import torch
+from here import MIB, use_device  # type: ignore[import-not-found]  # beside this script
 from torch_memory_saver import torch_memory_saver as saver
 
-MIB = 1 << 20
 TAG = "nemo_rl_megatron_inference_model"
 
 
@@ -51,6 +51,7 @@ class Policy:
 
 
 def main() -> None:
+    use_device()
     policy = Policy()
     print("ready", flush=True)
     for line in sys.stdin:

@@ -8,7 +8,8 @@ import multiprocessing
 import sys
 from multiprocessing.connection import Connection
 
-MIB = 1 << 20
+from here import MIB, use_device  # type: ignore[import-not-found]  # beside this script
+
 TAGS = ("kv_cache", "weights", "cuda_graph")
 
 
@@ -83,7 +84,7 @@ class Scheduler:
         assert self.kv.eq(0).all(), "the cache holds what it held before"
         self.kv.fill_(1)
         self.pages.fill_(1)
-        assert self.kv.sum().item() == 5 * MIB
+        assert self.kv.eq(1).all()
         assert self.buffers["inv_freq"].equal(torch.linspace(0, 1, 1000)), "a buffer is lost"
         assert self.draft.equal(torch.linspace(1, 2, MIB // 4)), "the draft model is lost"
         assert self.captured.equal(torch.linspace(2, 3, 1000)), "a graph's memory is lost"
@@ -99,6 +100,7 @@ def schedule(pipe: Connection) -> None:
     assert torch_memory_saver.torch_memory_saver.enabled
     assert torch.is_tensor(torch.empty(0))
     assert pipe.recv() == ["load"]
+    use_device()
     scheduler = Scheduler()
     pipe.send("ready")
     while True:

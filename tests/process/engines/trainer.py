@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 
 import torch
+from here import MIB, use_device  # type: ignore[import-not-found]  # beside this script
 from torch_memory_saver import torch_memory_saver as saver
-
-MIB = 1 << 20
 
 
 def untracked(make: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -126,6 +125,7 @@ class Trainer:
 
 
 def main() -> None:
+    use_device()
     trainer = Trainer()
     print("ready", flush=True)
     for line in sys.stdin:
