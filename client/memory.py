@@ -79,6 +79,9 @@ class Memory:
         # Made when torch is first needed; until then there is nothing of torch's here.
         self._torch: _Tensors | None = None
         self._torch_lock = threading.Lock()
+        # How many pauses of the process's own memory are under way in this process.
+        self._falling_asleep = 0
+        self._sleep_lock = threading.Lock()
         self._control = Control(endpoint, token=self._token, attached=True)
         self._shared_read_only: set[str] = set()
         # So that what was sent can be received by whatever unpickles it, before anything else is done with torch here.
@@ -384,24 +387,31 @@ class Memory:
         if self._torch is not None:
             self._travel().collect(self)
             self._torch.before_pause(tags)
-        if not set(tags).isdisjoint(self.process_tags):
-            self._client.divert_process(elsewhere=True)
-            try:
-                self._tensors().fall_asleep()
-            except BaseException:
-                self._client.divert_process(elsewhere=False)
-                raise
+        if set(tags).isdisjoint(self.process_tags):
+            yield
+            return
+        with self._sleep_lock:
+            self._falling_asleep += 1
         try:
+            self._client.divert_process(elsewhere=True)
+            self._tensors().fall_asleep()
             yield
         finally:
+            with self._sleep_lock:
+                self._falling_asleep -= 1
             self._wake()
 
     def _wake(self) -> None:
         """Have the process allocate in its own memory again, once none of it is paused."""
-        if self._torch is not None and not any(self._client.is_paused(tag) for tag in self.process_tags):
-            self._torch.wake()
-            if native.is_preloaded():
-                self._client.divert_process(elsewhere=False)
+        if not native.is_preloaded():
+            return
+        with self._sleep_lock:
+            # Another thread's pause may be about to take effect.
+            if self._falling_asleep or any(self._client.is_paused(tag) for tag in self.process_tags):
+                return
+            if self._torch is not None:
+                self._torch.wake()
+            self._client.divert_process(elsewhere=False)
 
     def _stand_aside(self, phase: str, timeout: float, paused: list[str]) -> None:
         """Pause this process's own tags that leave: nobody else knows when a session without scopes is quiet. What is in
@@ -421,6 +431,7 @@ class Memory:
                 self._client.resume(some, timeout_s=timeout)
             except BrokerError as late:
                 error.add_note(f"what was paused for it did not come back: {late}")
+        self._wake()
 
     def share_read_only(self, *tags: str) -> None:
         """Have tensors of these tags that are sent to other processes from now on be read-only there.

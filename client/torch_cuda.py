@@ -216,10 +216,11 @@ class CudaTensors:
     @contextmanager
     def _inside(self, lease: native.Lease | None) -> Generator[None]:
         around: list[native.Lease | None] = self._around.__dict__.setdefault("leases", [])
-        if any(outer is not lease for outer in around) and torch_release() < NESTING_RELEASE:
+        outer_pool = self._asleep is not None or any(outer is not lease for outer in around)
+        if outer_pool and torch_release() < NESTING_RELEASE:
             raise WrongState(
-                message=f"regions of two tags nest on a GPU from torch 2.11 on, and this is {torch.__version__}: "
-                "it may lease what is allocated under the outer tag",
+                message=f"regions of two tags nest on a GPU from torch 2.11 on, as does one in a process that sleeps, and this "
+                f"is {torch.__version__}: it may lease what is allocated under the outer tag",
                 tag=lease.tag if lease else "",
                 state="nested",
             )

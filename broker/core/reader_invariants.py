@@ -75,7 +75,8 @@ def readers_keep_nobody_waiting_for_ever(book: Book) -> None:
     name = "who waits for readers is told when they are gone"
     waiting = [what for what in book.waits.values() if isinstance(what, PauseOrder | Clearing)]
     for what in waiting:
-        leases = [book.leases[number] for number in what.read]
+        # One may have been returned meanwhile.
+        leases = [book.leases[number] for number in what.read if number in book.leases]
         _hold(all(what.call in lease.clearings for lease in leases), name, what)
         readers = awaited_readers(book, what)
         _hold(bool(readers) or not leases, name, what)

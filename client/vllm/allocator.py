@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument, NotQuiescent, WaitExpired
 from vrambroker.client import discovery
 from vrambroker.client.memory import Contents, Memory
 from vrambroker.client.saver import settings
@@ -33,7 +33,8 @@ SESSION_NAME = "vllm"
 class LeasedAllocator:
     """What a worker allocates in, under tags that sleep and wake. Nothing is attached to before the first allocation.
 
-    Raises what `Memory` raises; a method that does has changed nothing, and can be called again.
+    Raises what `Memory` raises; a method that does has changed nothing, and can be called again. But for `WaitExpired`,
+    under VRAMBROKER_PAUSE=release: what was to sleep does so then, and some of its memory has yet to leave.
     """
 
     def __init__(self) -> None:
@@ -88,12 +89,20 @@ class LeasedAllocator:
                 raise InvalidArgument(message=f"tag {tag} keeps no contents when vLLM sleeps", argument="offload_tags")
         discarded = self._members_of([tag for tag in self._known if tag not in kept], asleep=False)
         staying = self._members_of(kept, asleep=False)
-        self._pause(staying, discard=False)
+        late: WaitExpired | None = None
+        try:
+            self._pause(staying, discard=False)
+        except WaitExpired as error:
+            late = error
         try:
             self._pause(discarded, discard=True)
+        except WaitExpired as error:
+            late = error
         except BrokerError:
             self._resume(staying)
             raise
+        if late is not None:
+            raise late
 
     def discard(self, tags: tuple[str, ...] | str) -> None:
         """Pause these tags; their contents are not wanted back. What sleeps already stays as it is."""

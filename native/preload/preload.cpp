@@ -33,9 +33,13 @@ namespace {
 
 constexpr int ERROR_UNKNOWN = 999;
 
-int find_runtime(dl_phdr_info *object, std::size_t, void *handle) {
+constexpr std::size_t PATH_LENGTH_MAX = 4096;
+
+// The loader is locked meanwhile, so nothing is opened here.
+int find_runtime(dl_phdr_info *object, std::size_t, void *path) {
   if (object->dlpi_name == nullptr || std::strstr(object->dlpi_name, "libcudart.so") == nullptr) return 0;
-  *static_cast<void **>(handle) = ::dlopen(object->dlpi_name, RTLD_NOW | RTLD_NOLOAD);
+  if (std::strlen(object->dlpi_name) >= PATH_LENGTH_MAX) return 0;
+  std::strcpy(static_cast<char *>(path), object->dlpi_name);
   return 1;
 }
 
@@ -44,9 +48,10 @@ template <class Function>
 void find_real(Function *&into, const char *name) {
   void *entry = ::dlsym(RTLD_NEXT, name);
   if (entry == nullptr) {
-    void *library = nullptr;
-    ::dl_iterate_phdr(find_runtime, &library);
-    if (library != nullptr) entry = ::dlsym(library, name);
+    char path[PATH_LENGTH_MAX] = "";
+    ::dl_iterate_phdr(find_runtime, path);
+    void *const loaded = path[0] == '\0' ? nullptr : ::dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    if (loaded != nullptr) entry = ::dlsym(loaded, name);
   }
   into = reinterpret_cast<Function *>(entry);
 }
@@ -69,7 +74,7 @@ struct Library {
 };
 
 void *open_beside(const char *folder, std::size_t length, const char *rest) {
-  char path[4096];
+  char path[PATH_LENGTH_MAX];
   if (length + std::strlen(rest) >= sizeof path) return nullptr;
   std::memcpy(path, folder, length);
   std::strcpy(path + length, rest);

@@ -93,6 +93,7 @@ std::vector<Tag *> Client::find_tags(const std::vector<std::string> &names) {
 
 void Client::close() {
   free_put_off();
+  end_reads_put_off();
   Lock lock(book_.mutex);
   book_.closed = true;
   book_.notices.arrived.notify_all();
@@ -106,6 +107,18 @@ void Client::close() {
       return lease->number == 0 || lease->range.allocations() > 0;
     });
   });
+}
+
+Lease &Client::open_process_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes) {
+  Lease &lease = open_lease(tag, contents, range_bytes);
+  const Lock lock(book_.mutex);
+  lease.tag.is_process_memory = true;
+  return lease;
+}
+
+bool Client::has_given_up() {
+  const Lock lock(book_.mutex);
+  return book_.link == Link::lost;
 }
 
 bool Client::is_open() {
@@ -192,6 +205,7 @@ void Client::when_quiet(Lock &lock, const std::vector<Tag *> &tags, Body body) {
 
 void Client::pause(const std::vector<std::string> &names, bool release, bool discard, uint32_t timeout_ms) {
   free_put_off();
+  end_reads_put_off();
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);
@@ -292,6 +306,7 @@ uint64_t Client::allocated_bytes(const std::string &tag) {
 
 void Client::seal(const std::vector<std::string> &names, uint32_t timeout_ms) {
   free_put_off();
+  end_reads_put_off();
   Lock lock(book_.mutex);
   require_open();
   const std::vector<Tag *> tags = find_tags(names);

@@ -40,11 +40,15 @@ class Client {
 
   void close();
   bool is_open();
+  // Whether the daemon is taken for gone until somebody asks to look for it.
+  bool has_given_up();
   void get_info(vrb_info &info);
   void get_stats(vrb_stats &stats);
 
   // Finds the range for a tag and policy, or makes one, at least so large.
   Lease &open_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes = 0);
+  // The same, for what only this process pauses.
+  Lease &open_process_lease(const std::string &tag, vrb_contents contents, uint64_t range_bytes = 0);
   // Allocates these very bytes of the range: for who keeps its own books of them, and uses the lease for nothing else.
   void allocate_at(Lease &lease, uint64_t offset, uint64_t size_bytes, uint32_t timeout_ms);
   // Whether the daemon would lend so much at once.
@@ -119,6 +123,8 @@ class Client {
   // Maps what was sent. Ownership: the caller's, who gives the number to `end_read`.
   Received read(const Token &key, uint64_t offset, uint64_t size_bytes, uint32_t timeout_ms);
   void end_read(uint64_t number);
+  // Tries once more what a capture has put off.
+  void end_reads_put_off();
 
   // Between these, new memory of the lease is written to on its owner's behalf: no pause takes effect.
   void begin_filling(Lease &lease);

@@ -21,9 +21,6 @@ constexpr int SUCCESS = 0;
 constexpr int ERROR_INVALID_VALUE = 1;
 constexpr int ERROR_MEMORY_ALLOCATION = 2;
 
-// Whether what this thread allocates is leased, where the process leases its own memory.
-thread_local bool leases = true;
-
 // What a size can have wrong here is that the device is smaller.
 bool means_no_memory(const vrb::Error &error) { return error.status == VRB_INVALID || vrb::is_no_memory_to_cuda(error); }
 
@@ -31,8 +28,7 @@ bool means_no_memory(const vrb::Error &error) { return error.status == VRB_INVAL
 Attachment *attachment(const vrb_cudart &real, Interposer *interposer) {
   int ordinal = 0;
   if (interposer == nullptr || real.get_device(&ordinal) != SUCCESS) return nullptr;
-  Attachment &found = interposer->attachment(ordinal);
-  return found.client == nullptr || found.client->is_forked() ? nullptr : &found;
+  return interposer->answering(ordinal);
 }
 
 // Asks for room, and the runtime once more.
@@ -59,7 +55,7 @@ int allocate_plain(const vrb_cudart &real, void **pointer, std::size_t size) {
 int vrb_cuda_malloc(const vrb_cudart *real, void **pointer, size_t size) {
   if (pointer == nullptr || size == 0) return real->malloc(pointer, size);
   Interposer *const interposer = Interposer::get();
-  const Attachment *const at = leases ? attachment(*real, interposer) : nullptr;
+  const Attachment *const at = vrb::thread_leases ? attachment(*real, interposer) : nullptr;
   if (at == nullptr || at->memory == nullptr) return allocate_plain(*real, pointer, size);
   // As the runtime's own call does, this makes the device's context.
   if (const int failed = real->free(nullptr)) return failed;
@@ -107,8 +103,8 @@ void *vrb_driver_entry(const vrb_cudart *real, const char *symbol, void *entry) 
 }
 
 int vrb_thread_leases(int lease) {
-  const int before = leases ? 1 : 0;
-  leases = lease != 0;
+  const int before = vrb::thread_leases ? 1 : 0;
+  vrb::thread_leases = lease != 0;
   return before;
 }
 

@@ -78,7 +78,7 @@ std::optional<Endpoint> host_endpoint(std::vector<Endpoint> known, int ordinal) 
 
 // A UUID may be written without the word before it, "host" means "host:0", and what names no one device means all.
 bool is_meant(const std::string &named, const Endpoint &one) {
-  if (named.empty() || named == "cuda" || named.rfind("cuda:", 0) == 0) return true;
+  if (named.empty() || named == "cuda" || named.rfind("cuda:", 0) == 0) return true;  // see find_endpoint
   if (named == "host") return one.device == HOST + "0";
   if (named.rfind(HOST, 0) == 0 || !is_gpu(one.device)) return one.device == named;
   return digits_of_gpu(is_gpu(named) ? named : "GPU-" + named) == digits_of_gpu(one.device);
@@ -101,6 +101,7 @@ std::string program_name() {
 
 std::optional<Endpoint> find_endpoint(int ordinal) {
   const std::string named = variable("VRAMBROKER_DEVICE");
+  if (named.rfind("cuda:", 0) == 0 && named.substr(5) != std::to_string(ordinal)) return std::nullopt;
   std::vector<Endpoint> known = endpoints();
   known.erase(std::remove_if(known.begin(), known.end(), [&](const Endpoint &one) { return !is_meant(named, one); }),
               known.end());

@@ -15,6 +15,8 @@ namespace vrb {
 namespace {
 
 constexpr uint32_t CONNECT_MS = 10'000;
+// The tag's members have a number behind it.
+constexpr std::size_t TAG_LENGTH_MAX = 56;
 
 // The words that torch_memory_saver takes for yes.
 bool is_yes(const std::string &text) {
@@ -22,12 +24,18 @@ bool is_yes(const std::string &text) {
   return yes.count(text) != 0;
 }
 
+void write_line(const std::string &what) {
+  const std::string line = "vrambroker: " + what + "\n";
+  // Nobody is left to tell that this failed.
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;
+}
+
 // What client/saver/settings.py makes of the same variables.
 std::optional<OwnMemory> own_memory() {
   const bool drop = variable("VRAMBROKER_CONTENTS") == "drop";
   const std::string tag = variable("VRAMBROKER_TAG");
   const bool backed_up = is_yes(variable("TMS_INIT_ENABLE_CPU_BACKUP")) || is_yes(variable("TMS_INIT_ENABLE_DISK_BACKUP"));
-  if (!tag.empty()) return OwnMemory{as_word(tag), backed_up || !drop ? VRB_KEEP : VRB_DROP};
+  if (!tag.empty()) return OwnMemory{as_word(tag, TAG_LENGTH_MAX), backed_up || !drop ? VRB_KEEP : VRB_DROP};
   if (!is_yes(variable("TMS_INIT_ENABLE"))) return std::nullopt;
   return OwnMemory{"default", backed_up ? VRB_KEEP : drop ? VRB_DROP : VRB_ZERO};
 }
@@ -40,7 +48,13 @@ Interposer *Interposer::get() {
   open_registry();
   // Never destroyed: memory is freed while the process exits.
   static Interposer *const one = new Interposer;
-  return one->generation_ == process_generation() ? one : nullptr;
+  if (one->generation_ == process_generation()) return one;
+  // Its locks may be held by threads that there are none of here.
+  static std::atomic<uint32_t> told{0};
+  if (one->own_ && told.exchange(process_generation()) != process_generation()) {
+    write_line("nothing is leased in a forked process: start it by spawn");
+  }
+  return nullptr;
 }
 
 Attachment &Interposer::attachment(int ordinal) {
@@ -59,6 +73,11 @@ Attachment &Interposer::attachment(int ordinal) {
     tried_[index].store(true, std::memory_order_release);
   }
   return found;
+}
+
+Attachment *Interposer::answering(int ordinal) {
+  Attachment &found = attachment(ordinal);
+  return found.client == nullptr || found.client->has_given_up() ? nullptr : &found;
 }
 
 void Interposer::attach(int ordinal, Attachment &into) {
@@ -93,10 +112,7 @@ ProcessMemory *Interposer::memory_with(const void *address) {
 
 void Interposer::say(const std::string &what) {
   const std::lock_guard lock(saying_);
-  if (!said_.insert(what).second) return;
-  const std::string line = "vrambroker: " + what + "\n";
-  // Nobody is left to tell that this failed.
-  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;
+  if (said_.insert(what).second) write_line(what);
 }
 
 }  // namespace vrb

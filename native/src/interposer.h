@@ -26,6 +26,9 @@ struct OwnMemory {
   vrb_contents contents;
 };
 
+// Whether what this thread allocates is leased, where the process leases its own memory.
+inline thread_local bool thread_leases = true;
+
 struct Attachment {
   Client *client = nullptr;                // null where there is no daemon
   std::unique_ptr<ProcessMemory> memory;  // none where the process leases nothing but its regions
@@ -45,6 +48,8 @@ class Interposer {
 
   // Returns what there is for this device; attaches when asked for the first time.
   Attachment &attachment(int ordinal);
+  // The same; null where there is no daemon, or none any more: CUDA's callers can't wait each time for one to come back.
+  Attachment *answering(int ordinal);
   // Returns the process's own memory at this client; null if there is none.
   ProcessMemory *memory_of(const Client &client);
   // Returns the one that has reserved these addresses; null if none has.

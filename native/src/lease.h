@@ -51,6 +51,7 @@ struct Tag {
   std::vector<Lease *> leases;
   uint32_t pausers = 0;          // calls of vrb_pause under way
   uint32_t resumers = 0;         // calls of vrb_resume under way
+  bool is_process_memory = false;  // paused by this process alone: torch must be told first
   bool paused_unheard = false;   // paused when the daemon knew nothing of it
   bool sealed = false;           // its frames are mapped read-only, or about to be
   // How often it was asked for that they are mapped so, or writable again; how often that was done, and what it came to.

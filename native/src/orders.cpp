@@ -9,7 +9,7 @@ bool Orders::is_watched(const std::string &tag) const {
 bool Orders::refuse(const record::PauseOrder &order) {
   for (const std::string &name : order.tags) {
     const Tag *tag = book_.find_tag(name);
-    if (tag != nullptr && !book_.closed && (tag->gate.was_used() || is_watched(name))) continue;
+    if (tag != nullptr && !book_.closed && !tag->is_process_memory && (tag->gate.was_used() || is_watched(name))) continue;
     send(record::Busy{order.order, 1, name, ""});
     return true;
   }

@@ -37,7 +37,7 @@ void *ProcessMemory::reserve(uint64_t size_bytes) {
     return one.member.lease->base;
   }
   const std::string name = tag_ + "+e" + std::to_string(reservations_.size() + 1);
-  reservations_.push_back({{&client_.open_lease(name, contents_, size_bytes), false}, true});
+  reservations_.push_back({{&client_.open_process_lease(name, contents_, size_bytes), false}, true});
   return reservations_.back().member.lease->base;
 }
 
@@ -122,7 +122,7 @@ bool ProcessMemory::revive(Member &member) {
 Lease &ProcessMemory::next_member() {
   const std::size_t number = members_.size() + 1;
   const std::string name = number == 1 ? tag_ : tag_ + "+p" + std::to_string(number);
-  members_.push_back({&client_.open_lease(name, contents_), false});
+  members_.push_back({&client_.open_process_lease(name, contents_), false});
   return *members_.back().lease;
 }
 

@@ -145,13 +145,22 @@ Client::Received Client::find_received(const record::Done &done, uint64_t number
   return {number, base + offset, reader == nullptr, reader == nullptr || reader->writable};
 }
 
-// What this process gave its device to do with it is waited for first, on the stream that all use unless they say otherwise;
-// while that is captured, it is put off.
+// What this process gave its device to do is waited for first, whatever the stream; while a graph is captured, it is put off.
 void Client::end_read(uint64_t number) {
-  const bool quiet = device_->wait_stream(nullptr);
+  {
+    const Lock lock(book_.mutex);
+    reads_put_off_.push_back(number);
+  }
+  end_reads_put_off();
+}
+
+void Client::end_reads_put_off() {
+  {
+    const Lock lock(book_.mutex);
+    if (reads_put_off_.empty()) return;
+  }
+  if (device_->quiesce()) return;
   const Lock lock(book_.mutex);
-  reads_put_off_.push_back(number);
-  if (!quiet) return;
   for (const uint64_t read : std::exchange(reads_put_off_, {})) {
     book_.readers.end_use(read);
     if (!book_.ended) tell_read_ended(read);

@@ -60,6 +60,7 @@ struct Calls {
   Result (*unmap)(DevicePointer, std::size_t) = nullptr;
   Result (*set_access)(DevicePointer, std::size_t, const cuda::Access *, std::size_t) = nullptr;
   Result (*export_handle)(void *, Handle, int, unsigned long long) = nullptr;
+  Result (*bind_memory)(Handle, std::size_t, Handle, std::size_t, std::size_t, unsigned long long) = nullptr;
 };
 
 struct Books {
@@ -72,6 +73,13 @@ struct Books {
   std::map<DevicePointer, Handle> mapped;
   Handle next = Handle{1} << 62;
   uint64_t promised_bytes = 0;
+
+  // Promises so much more, or less; returns how much it is in all.
+  uint64_t promise(int64_t more_bytes) {
+    const std::lock_guard lock(mutex);
+    promised_bytes += static_cast<uint64_t>(more_bytes);
+    return promised_bytes;
+  }
 };
 
 Books &books() {
@@ -88,8 +96,9 @@ void *address_of(DevicePointer pointer) { return reinterpret_cast<void *>(static
 ProcessMemory *memory_here() {
   Interposer *const interposer = Interposer::get();
   int ordinal = 0;
-  if (interposer == nullptr || books().runtime->get_device(&ordinal) != 0) return nullptr;
-  return interposer->attachment(ordinal).memory.get();
+  if (interposer == nullptr || !thread_leases || books().runtime->get_device(&ordinal) != 0) return nullptr;
+  Attachment *const found = interposer->answering(ordinal);
+  return found == nullptr ? nullptr : found->memory.get();
 }
 
 ProcessMemory *memory_at(DevicePointer pointer) {
@@ -103,6 +112,14 @@ Result failed() {
   if (error.status == VRB_INVALID) return ERROR_INVALID_VALUE;
   if (Interposer *const interposer = Interposer::get()) interposer->say(error.name + ": " + error.message);
   return ERROR_UNKNOWN;
+}
+
+// Nobody is to take for leased what is not.
+void say_bypassed() {
+  const Error error = current_error();
+  if (Interposer *const interposer = Interposer::get()) {
+    interposer->say(error.name + ": " + error.message + "; what torch maps for itself now is not leased");
+  }
 }
 
 // What a device has in all; 0 if that can't be told.
@@ -119,7 +136,7 @@ Result reserve(DevicePointer *pointer, std::size_t size, std::size_t alignment, 
     *pointer = static_cast<DevicePointer>(reinterpret_cast<uintptr_t>(memory->reserve(size)));
     return cuda::SUCCESS;
   } catch (...) {
-    failed();
+    say_bypassed();
     return real.reserve(pointer, size, alignment, wanted, flags);
   }
 }
@@ -137,18 +154,19 @@ Result create(Handle *handle, std::size_t size, const Properties *properties, un
                         properties->location_type == cuda::LOCATION_TYPE_DEVICE;
   ProcessMemory *const memory = is_plain ? memory_here() : nullptr;
   if (memory == nullptr) return all.real.create(handle, size, properties, flags);
+  const uint64_t wanted_bytes = all.promise(static_cast<int64_t>(size));
   try {
-    Lock lock(all.mutex);
-    const uint64_t wanted_bytes = all.promised_bytes + size;
-    lock.unlock();
-    if (!memory->has_room_for(wanted_bytes)) return ERROR_OUT_OF_MEMORY;
-    lock.lock();
-    *handle = all.next += 2;
-    all.promises[*handle] = Promise{size, *properties, flags, memory};
-    all.promised_bytes += size;
-    return cuda::SUCCESS;
+    if (memory->has_room_for(wanted_bytes)) {
+      const Lock lock(all.mutex);
+      *handle = all.next += 2;
+      all.promises[*handle] = Promise{size, *properties, flags, memory};
+      return cuda::SUCCESS;
+    }
+    all.promise(-static_cast<int64_t>(size));
+    return ERROR_OUT_OF_MEMORY;
   } catch (...) {
-    failed();
+    all.promise(-static_cast<int64_t>(size));
+    say_bypassed();
     return all.real.create(handle, size, properties, flags);
   }
 }
@@ -157,18 +175,25 @@ Result create(Handle *handle, std::size_t size, const Properties *properties, un
 Result make(Promise &promise) {
   Books &all = books();
   if (promise.made != 0) return cuda::SUCCESS;
+  if (promise.is_mapped) return ERROR_INVALID_VALUE;
   const Result result = all.real.create(&promise.made, promise.size_bytes, &promise.properties, promise.flags);
   if (result == cuda::SUCCESS) all.promised_bytes -= promise.size_bytes;
   return result;
 }
 
+// Memory goes when it is neither mapped nor held, and this is the last of a handle that is neither.
+void forget_if_over(std::map<Handle, Promise>::iterator found) {
+  if (found->second.released && !found->second.is_mapped) books().promises.erase(found);
+}
+
 Result map(DevicePointer pointer, std::size_t size, std::size_t offset, Handle handle, unsigned long long flags) {
   Books &all = books();
+  ProcessMemory *const memory = memory_at(pointer);
+  if (Interposer::get() == nullptr) return all.real.map(pointer, size, offset, handle, flags);
   Lock lock(all.mutex);
   const auto found = all.promises.find(handle);
   if (found == all.promises.end()) return all.real.map(pointer, size, offset, handle, flags);
   Promise &promise = found->second;
-  ProcessMemory *const memory = memory_at(pointer);
   if (memory == nullptr || promise.made != 0) {
     const Result made = make(promise);
     return made == cuda::SUCCESS ? all.real.map(pointer, size, offset, promise.made, flags) : made;
@@ -186,14 +211,10 @@ Result map(DevicePointer pointer, std::size_t size, std::size_t offset, Handle h
     lock.lock();
     promise.is_mapped = false;
     all.mapped.erase(pointer);
-    all.promised_bytes += size;
+    all.promised_bytes += promise.released ? 0 : size;
+    forget_if_over(found);
     return result;
   }
-}
-
-// Memory goes when it is neither mapped nor held, and this is the last of a handle that is neither.
-void forget_if_over(std::map<Handle, Promise>::iterator found) {
-  if (found->second.released && !found->second.is_mapped) books().promises.erase(found);
 }
 
 Result unmap_leased(Books &all, std::map<DevicePointer, Handle>::iterator at, std::size_t size) {
@@ -213,7 +234,7 @@ Result unmap_leased(Books &all, std::map<DevicePointer, Handle>::iterator at, st
 
 Result unmap(DevicePointer pointer, std::size_t size) {
   Books &all = books();
-  {
+  if (Interposer::get() != nullptr) {
     const Lock lock(all.mutex);
     const auto at = all.mapped.find(pointer);
     if (at != all.mapped.end()) return unmap_leased(all, at, size);
@@ -223,6 +244,7 @@ Result unmap(DevicePointer pointer, std::size_t size) {
 
 Result release(Handle handle) {
   Books &all = books();
+  if (Interposer::get() == nullptr) return all.real.release(handle);
   const Lock lock(all.mutex);
   const auto found = all.promises.find(handle);
   if (found == all.promises.end() || found->second.released) return all.real.release(handle);
@@ -237,7 +259,7 @@ Result release(Handle handle) {
 // What is leased can be read and written by every device of the process that reaches it, from the start.
 Result set_access(DevicePointer pointer, std::size_t size, const cuda::Access *access, std::size_t count) {
   Books &all = books();
-  {
+  if (Interposer::get() != nullptr) {
     const Lock lock(all.mutex);
     const auto behind = all.mapped.upper_bound(pointer);
     if (behind != all.mapped.begin()) {
@@ -250,6 +272,7 @@ Result set_access(DevicePointer pointer, std::size_t size, const cuda::Access *a
 
 Result export_handle(void *into, Handle handle, int type, unsigned long long flags) {
   Books &all = books();
+  if (Interposer::get() == nullptr) return all.real.export_handle(into, handle, type, flags);
   const Lock lock(all.mutex);
   const auto found = all.promises.find(handle);
   if (found == all.promises.end()) return all.real.export_handle(into, handle, type, flags);
@@ -257,6 +280,18 @@ Result export_handle(void *into, Handle handle, int type, unsigned long long fla
   if (found->second.is_mapped) return ERROR_INVALID_VALUE;
   const Result made = make(found->second);
   return made == cuda::SUCCESS ? all.real.export_handle(into, found->second.made, type, flags) : made;
+}
+
+// torch's symmetric memory binds what it has made to a multicast object.
+Result bind_memory(Handle multicast, std::size_t at, Handle handle, std::size_t offset, std::size_t size,
+                   unsigned long long flags) {
+  Books &all = books();
+  if (Interposer::get() == nullptr) return all.real.bind_memory(multicast, at, handle, offset, size, flags);
+  const Lock lock(all.mutex);
+  const auto found = all.promises.find(handle);
+  if (found == all.promises.end()) return all.real.bind_memory(multicast, at, handle, offset, size, flags);
+  const Result made = make(found->second);
+  return made == cuda::SUCCESS ? all.real.bind_memory(multicast, at, found->second.made, offset, size, flags) : made;
 }
 
 template <class Function>
@@ -281,6 +316,7 @@ void *driver_entry(const vrb_cudart &runtime, const char *symbol, void *real) {
   if (name == "cuMemMap") return exchange(all.real.map, real, map);
   if (name == "cuMemUnmap") return exchange(all.real.unmap, real, unmap);
   if (name == "cuMemSetAccess") return exchange(all.real.set_access, real, set_access);
+  if (name == "cuMulticastBindMem") return exchange(all.real.bind_memory, real, bind_memory);
   if (name == "cuMemExportToShareableHandle") return exchange(all.real.export_handle, real, export_handle);
   return real;
 }

@@ -15,8 +15,8 @@ inline std::string variable(const char *name) {
 }
 
 // Returns the text as a name or tag can be written: with a `_` for each character that none has, and no longer than one is.
-inline std::string as_word(std::string text) {
-  text.resize(text.size() < 64 ? text.size() : 64);
+inline std::string as_word(std::string text, std::size_t length_max = 64) {
+  text.resize(text.size() < length_max ? text.size() : length_max);
   for (char &letter : text) {
     if (!is_word(std::string(1, letter))) letter = '_';
   }

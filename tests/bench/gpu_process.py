@@ -3,8 +3,8 @@
 `preload_step`: 1,000 training steps of a residual convolutional net and of a transformer whose sequences have another length
 in each step, so that much is allocated; the time of a step, against plain torch. `trainer_cycle`: the pause and resume of a
 trainer with the parameters, gradients and optimizer states of a 1.5B model, against the incumbent with its host copies
-retained, and by default; the floor is the copies alone. `process_start`: from the start of a program to its first tensor on
-the GPU, more than plain torch takes.
+retained, and by default; the floor is the copies alone. `process_start`: from the start of a program to its end, with one tensor
+on the GPU in between, more than plain torch takes.
 
 Without arguments this measures all and writes `results/gpu_process.json`; `python gpu_process.py SUBJECT FIGURE` prints one,
 in a process that was started as its subject has it. The predictions were written before the first run.
@@ -37,6 +37,8 @@ PARAMETERS = 1_500_000_000 if ON_GPU else 2_000_000
 LAYERS = 28
 CYCLES = 4
 STARTS = 12
+# A process's steps are all faster or slower than another's, by a tenth: the fastest of some say more than the median.
+TURNS = 4
 DEVICE = "cuda" if ON_GPU else "cpu"
 SCRIPT = Path(__file__)
 FIRST_TENSOR = f"import torch; torch.ones(1, device={DEVICE!r}).item()"
@@ -232,7 +234,7 @@ def step_ratio(figure: str, run_dir: Path, prediction: float) -> Result:
     """Measure a step under the broker and plain, in turns."""
     ours: list[float] = []
     plain: list[float] = []
-    for _ in range(2):
+    for _ in range(TURNS):
         plain.append(measured("plain", figure))
         ours.append(measured("broker", figure, run_dir))
     return Result(

@@ -77,7 +77,7 @@ part versions 30 bash -c versions
 part build 180 bash -c build_native
 part native 100 bash -c native_tests
 part setup 180 make setup OFFLINE=1
-part python 400 bash -c python_tests
+part python 480 bash -c python_tests
 if command -v compute-sanitizer >/dev/null; then
   part sanitizer 45 bash -c sanitized
 else

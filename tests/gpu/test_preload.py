@@ -158,7 +158,7 @@ with saver.disable():
 tell("plain", memory.stats().mapped_bytes - leased < 256 * MIB)
 with saver.region("kv_cache"):
     kv = torch.full((64 * MIB,), 3.0, device="cuda")
-tell("tags", *sorted(tag for tag in memory.tags))
+tell("tags", *sorted({tag.partition("+")[0] for tag in memory.tags}))
 saver.pause()
 tell("away", memory.stats().mapped_bytes, plain.mean().item())
 with saver.disable():
@@ -268,8 +268,11 @@ def test_an_engine_can_size_its_cache_by_what_is_free(start_program: StartProgra
     worker.end()
 
 
-def test_regions_and_what_is_left_out_beside_a_whole_process(start_program: StartProgram) -> None:
+@pytest.mark.parametrize("expandable", [False, True])
+def test_regions_and_what_is_left_out_beside_a_whole_process(expandable: bool, start_program: StartProgram) -> None:
     asleep = {"TMS_INIT_ENABLE": "1", "TMS_INIT_ENABLE_CPU_BACKUP": "1", "VRAMBROKER_PAUSE": "release"}
+    if expandable:
+        asleep["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     worker = start_program(LEFT_OUT, tag=None, **asleep)
     assert worker.hear() == "plain True"
     assert worker.hear() == "tags default kv_cache"

@@ -191,3 +191,25 @@ fill(second.base, 5 * MIB, 1)
     assert worker.hear() == "0"
     assert worker.hear() == "True 0 all+e1"
     worker.end()
+
+
+def test_a_thread_that_is_left_out_maps_the_drivers_memory(start_program: StartProgram) -> None:
+    source = """
+from vrambroker.client import connect, native
+before = native.thread_leases(False)
+plain = Segment(5 * MIB)
+tell(plain.grow(0, 2), fake.fakeUsed() // MIB)
+fill(plain.base, plain.chunk, 3)
+native.thread_leases(before)
+leased = Segment(5 * MIB)
+tell(leased.grow(0, 1), fake.fakeUsed() // MIB)
+connect("trainer").pause(release=True)
+tell(holds(plain.base, plain.chunk, 3), *connect("trainer").process_tags)
+plain.shrink(0, 2)
+tell(fake.fakeUsed())
+"""
+    worker = start_program(PRELUDE + source, VRAMBROKER_TAG="all", VRAMBROKER_NAME="trainer")
+    assert worker.hear() == "0 10"
+    assert worker.hear() == "0 10"
+    assert worker.hear() == "True all+e1"
+    assert worker.hear() == "0"

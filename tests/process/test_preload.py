@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.conftest import RunningBroker, StartBroker, Worker
+from vrambroker.broker.core.errors import NotQuiescent
 from vrambroker.client.native import preload_path
 from vrambroker.client.rpc import Control
 
@@ -234,6 +235,27 @@ tell(free(with_us), free(others[0]), fake.fakeUsed(), free(0x1000))
     worker.end()
 
 
+def test_nobody_else_pauses_a_process_s_own_memory(start_program: StartProgram, control: Control) -> None:
+    """torch would hand out what it caches of it."""
+    source = """
+from vrambroker.client import connect
+one = malloc(4 * MIB)
+memory = connect("trainer")
+called = []
+memory.on_pause(called.append)
+with memory.use():
+    pass
+tell("there")
+told()
+tell(len(called), memory.is_paused("all"))
+"""
+    worker = start_program(source, VRAMBROKER_TAG="all", VRAMBROKER_NAME="trainer")
+    assert worker.hear() == "there"
+    with pytest.raises(NotQuiescent):
+        control.pause("trainer", ("all",), release=False, timeout_s=DEADLINE_S)
+    assert worker.ask() == "0 False"
+
+
 def test_each_device_has_its_own_broker(start_broker: StartBroker, start_program: StartProgram) -> None:
     brokers = sorted((start_broker(under="two"), start_broker(under="two")), key=lambda one: int(one.device[5:]))
     source = """
@@ -319,17 +341,23 @@ tell(one > 0, fake.fakeUsed() // MIB)
 
 def test_a_daemon_that_goes_away_is_no_end(start_program: StartProgram, broker: RunningBroker) -> None:
     source = """
+from vrambroker.client import connect
 one = malloc(4 * MIB)
 fill(one, 4 * MIB, 5)
+memory = connect("trainer")
 tell("there")
 told()
 two = malloc(40 * MIB)
-tell(two > 0, fake.fakeUsed() // MIB, holds(one, 4 * MIB, 5), free(one), free(two))
+tell(two > 0, fake.fakeUsed() // MIB, holds(one, 4 * MIB, 5))
+asked = memory.stats().requests
+more = [malloc(MIB) for _ in range(20)]
+tell(fake.fakeUsed() // MIB, mem_get_info()[0] > 0, memory.stats().requests - asked, free(one), free(two))
 """
     worker = start_program(source, VRAMBROKER_TAG="all")
     assert worker.hear() == "there"
     broker.kill()
-    assert worker.ask() == "True 40 True 0 0"
+    assert worker.ask() == "True 40 True"
+    assert worker.hear() == "60 True 0 0 0", "nobody waits a second time for a daemon that is gone"
     code, said = worker.ended()
     assert code == 0
     assert said.endswith("what is allocated now is not leased\n")
@@ -351,6 +379,8 @@ told()
     worker = start_program(source, VRAMBROKER_TAG="all", VRAMBROKER_NAME="parent")
     assert worker.hear() == "0 0"
     assert list(tags_of(control)) == ["parent/all"]
+    worker.say()
+    assert worker.ended() == (0, "vrambroker: nothing is leased in a forked process: start it by spawn\n")
 
 
 def test_a_program_that_ends_in_the_middle_leaves_nothing(

@@ -238,6 +238,21 @@ def test_a_pause_that_waits_for_readers_ends_with_its_lease() -> None:
     assert isinstance(world.desk.answers[call], UnknownTag)
 
 
+def test_a_lease_may_be_returned_while_a_pause_of_it_and_another_waits_for_readers() -> None:
+    world = Sharing(held_back=("close_reader",))
+    cache = world.desk.lease(world.trainer, "cache", 1, DROP)
+    world.desk.export(world.trainer, cache, key="cache")
+    world.read(1)
+    world.desk.read(world.rollout, 2, "cache")
+    world.desk.pause(world.trainer, "weights", "cache")
+    call = world.desk.last_call
+    world.desk.give(world.trainer, cache)
+    assert call not in world.desk.answers
+    world.desk.let_go("close_reader")
+    assert isinstance(world.desk.answers[call], UnknownTag), "nothing is paused of what is not all there"
+    assert not world.desk.view(world.lease).readers
+
+
 def test_a_pause_that_waits_for_readers_ends_with_its_session() -> None:
     world = Sharing(held_back=("close_reader", "fence"))
     world.read()
