@@ -72,6 +72,8 @@ struct Books {
   // Those that are mapped to leased memory, by address.
   std::map<DevicePointer, Handle> mapped;
   Handle next = Handle{1} << 62;
+  // By what they can be shared as: whether the driver makes such.
+  std::map<int, Result> kinds;
   uint64_t promised_bytes = 0;
 
   // Promises so much more, or less; returns how much it is in all.
@@ -147,6 +149,22 @@ Result unreserve(DevicePointer pointer, std::size_t size) {
   return books().real.unreserve(pointer, size);
 }
 
+// Whether the driver makes memory of this kind at all: torch tries which handles it can share, once, and remembers.
+Result kind_is_made(const Properties &properties) {
+  constexpr std::size_t PROBE_BYTES = std::size_t{2} << 20;
+  Books &all = books();
+  const Lock lock(all.mutex);
+  const auto known = all.kinds.find(properties.handle_types);
+  if (known != all.kinds.end()) return known->second;
+  Handle probe = 0;
+  const Result result = all.real.create(&probe, PROBE_BYTES, &properties, 0);
+  if (result == cuda::SUCCESS) all.real.release(probe);
+  // There being no room is no word about the kind.
+  if (result == ERROR_OUT_OF_MEMORY) return cuda::SUCCESS;
+  all.kinds[properties.handle_types] = result;
+  return result;
+}
+
 Result create(Handle *handle, std::size_t size, const Properties *properties, unsigned long long flags) {
   Books &all = books();
   const bool is_plain = handle != nullptr && properties != nullptr && size > 0 &&
@@ -154,6 +172,7 @@ Result create(Handle *handle, std::size_t size, const Properties *properties, un
                         properties->location_type == cuda::LOCATION_TYPE_DEVICE;
   ProcessMemory *const memory = is_plain ? memory_here() : nullptr;
   if (memory == nullptr) return all.real.create(handle, size, properties, flags);
+  if (const Result refused = kind_is_made(*properties)) return refused;
   const uint64_t wanted_bytes = all.promise(static_cast<int64_t>(size));
   try {
     if (memory->has_room_for(wanted_bytes)) {

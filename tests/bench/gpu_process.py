@@ -3,8 +3,8 @@
 `preload_step`: 1,000 training steps of a residual convolutional net and of a transformer whose sequences have another length
 in each step, so that much is allocated; the time of a step, against plain torch. `trainer_cycle`: the pause and resume of a
 trainer with the parameters, gradients and optimizer states of a 1.5B model, against the incumbent with its host copies
-retained, and by default; the floor is the copies alone. `process_start`: from the start of a program to its end, with one tensor
-on the GPU in between, more than plain torch takes.
+retained, and by default; the floor is the copies alone. `process_start`: from the start of a program to its end, with one
+tensor on the GPU in between, more than plain torch takes.
 
 Without arguments this measures all and writes `results/gpu_process.json`; `python gpu_process.py SUBJECT FIGURE` prints one,
 in a process that was started as its subject has it. The predictions were written before the first run.

@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, MEMORY_ALLOCATION = 2, MOST = 1024 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, MEMORY_ALLOCATION = 2, NOT_PERMITTED = 800, MOST = 1024 };
 
 static struct {
   void *pointer;
@@ -78,7 +78,9 @@ int cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 typedef unsigned long long pointer_t;
 
 static int mem_create(unsigned long long *handle, size_t size, const void *properties, unsigned long long flags) {
-  (void)properties, (void)flags;
+  (void)flags;
+  /* CU_MEM_HANDLE_TYPE_FABRIC, which takes a fabric. */
+  if (((const int *)properties)[1] == 8) return NOT_PERMITTED;
   if (used_bytes + size > total_bytes) return MEMORY_ALLOCATION;
   *handle = (unsigned long long)memfd_create("fake-memory", MFD_CLOEXEC);
   if (ftruncate((int)*handle, (off_t)size) != 0) return INVALID_VALUE;
