@@ -89,7 +89,7 @@ bench: setup ## measure on this machine, and on its GPU if there is one; results
 	$(PY) tests/bench/host.py
 	$(PY) tests/bench/core_growth.py
 	$(PY) tests/bench/fragmentation.py
-	@if nvidia-smi -L >/dev/null 2>&1; then for part in gpu gpu_swap gpu_arbiter gpu_process; do $(PY) tests/bench/$$part.py || failed=1; done; [ -z "$$failed" ]; else echo "SKIPPED: nvidia-smi shows no GPU on this machine, so nothing was measured on one"; fi
+	@if nvidia-smi -L >/dev/null 2>&1; then for part in gpu gpu_swap gpu_arbiter gpu_process; do $(PY) tests/bench/$$part.py || failed=1; done; $(PY) tests/bench/gpu_process.py default || failed=1; [ -z "$$failed" ]; else echo "SKIPPED: nvidia-smi shows no GPU on this machine, so nothing was measured on one"; fi
 	$(PY) tests/bench/readme_table.py
 
 clean: ## remove what was built

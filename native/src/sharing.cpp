@@ -145,7 +145,8 @@ Client::Received Client::find_received(const record::Done &done, uint64_t number
   return {number, base + offset, reader == nullptr, reader == nullptr || reader->writable};
 }
 
-// What this process gave its device to do is waited for first, whatever the stream; while a graph is captured, it is put off.
+// What this process gave its device to do with it is waited for first, on the stream that all use unless they say otherwise (to
+// wait for the others would break a capture in any thread); while that is captured, it is put off.
 void Client::end_read(uint64_t number) {
   {
     const Lock lock(book_.mutex);
@@ -159,7 +160,7 @@ void Client::end_reads_put_off() {
     const Lock lock(book_.mutex);
     if (reads_put_off_.empty()) return;
   }
-  if (device_->quiesce()) return;
+  if (!device_->wait_stream(nullptr)) return;
   const Lock lock(book_.mutex);
   for (const uint64_t read : std::exchange(reads_put_off_, {})) {
     book_.readers.end_use(read);
