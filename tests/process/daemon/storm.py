@@ -40,8 +40,10 @@ SPOILED = 0.2
 def _value(kind: str | records.ListOf, name: str, chance: random.Random, heard: Sequence[int]) -> object:
     """Return a field's value: often one that means something, as a number that was heard does."""
     if isinstance(kind, records.ListOf):
-        assert isinstance(kind.entry, str)
-        return tuple(_value(kind.entry, name, chance, heard) for _ in range(chance.choice((0, 1, 1, 2, 40))))
+        return tuple(_entry(kind.entry, name, chance, heard) for _ in range(chance.choice((0, 1, 1, 2, 40))))
+    if kind == "token":
+        # The key of an export: one of few, so that some are read.
+        return bytes([chance.randrange(4)]) * 16
     if kind == "str":
         return chance.choice(WORDS)
     if name == "size_bytes":
@@ -52,6 +54,12 @@ def _value(kind: str | records.ListOf, name: str, chance: random.Random, heard: 
     if name.startswith(("lease", "slot", "order", "batch", "claim")) and heard and chance.random() < 0.8:
         return chance.choice(heard)
     return chance.choice((0, 1, 2, chance.randrange(200), chance.getrandbits(bits))) % (1 << bits)
+
+
+def _entry(kind: str | type[Any], name: str, chance: random.Random, heard: Sequence[int]) -> object:
+    if isinstance(kind, str):
+        return _value(kind, name, chance, heard)
+    return kind(**{field: _value(layout, field, chance, heard) for field, layout in kind.LAYOUT})
 
 
 def record(chance: random.Random, heard: Sequence[int]) -> bytes:
