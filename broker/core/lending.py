@@ -182,6 +182,14 @@ def priority_of(book: Book, ticket: Ticket) -> int:
     return max((book.leases[lease].priority for lease in ticket.leases), default=0)
 
 
+def take_turn(book: Book, ticket: Ticket) -> None:
+    """Give a ticket the place in the queue that its leases give it now, if it is there."""
+    ticket.priority = priority_of(book, ticket)
+    if ticket.ticket in book.queue:
+        book.queue.add(ticket)
+        book.supply_grew = True
+
+
 def withdraw(book: Book, ticket: Ticket, error: BrokerError) -> None:
     """Refuse a ticket that was not granted; what it had goes back."""
     call, ticket.call = ticket.call, None
@@ -310,4 +318,6 @@ def leave_comeback(book: Book, ticket: Ticket, demand: Comeback, lease: Lease) -
             ticket.outstanding.pop(slot.slot, None)
     ticket.fetching = {slot: number for slot, number in ticket.fetching.items() if number != lease.lease}
     book.supply_grew = True
+    # The one that is gone may have been its most urgent.
+    take_turn(book, ticket)
     book.stir(ticket.ticket)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from vrambroker.broker.core.book import Book
 from vrambroker.broker.core.ids import LeaseId
 from vrambroker.broker.core.lease import Lease
-from vrambroker.broker.core.lending import priority_of
+from vrambroker.broker.core.lending import take_turn
 
 
 def rank(book: Book, lease: Lease) -> None:
@@ -17,10 +17,7 @@ def rank(book: Book, lease: Lease) -> None:
     lease.priority = priority
     book.touch(lease, f"its priority is {priority} now")
     for ticket in map(book.tickets.__getitem__, lease.comebacks):
-        ticket.priority = priority_of(book, ticket)
-        if ticket.ticket in book.queue:
-            book.queue.add(ticket)
-            book.supply_grew = True
+        take_turn(book, ticket)
 
 
 def rank_all(book: Book, leases: Iterable[LeaseId]) -> None:

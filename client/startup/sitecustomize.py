@@ -7,7 +7,7 @@ well. It costs a process that imports no torch next to nothing, and never keeps 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import util
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -22,8 +22,10 @@ def say(what: str) -> None:
         sys.stderr.write(f"vrambroker: {what}\n")
 
 
-def enter() -> None:
+def enter(_torch: ModuleType) -> None:
     """Enter the region that the environment asks for; say so where that can't be."""
+    if not any(os.environ.get(name) for name in WANTED_BY):
+        return
     try:
         from vrambroker.broker.core.errors import BrokerError
         from vrambroker.client.saver import start
@@ -36,11 +38,12 @@ def enter() -> None:
         say(f"{type(error).__name__}: {error}; nothing is leased here")
 
 
-class _AfterTorch(Loader):
-    """torch's own loader, and then what is to be done."""
+class _Then(Loader):
+    """A module's own loader, and then what is to be done."""
 
-    def __init__(self, own: Loader) -> None:
+    def __init__(self, own: Loader, then: Callable[[ModuleType], None]) -> None:
         self._own = own
+        self._then = then
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._own.create_module(spec)
@@ -51,22 +54,26 @@ class _AfterTorch(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._own
         self._own.exec_module(module)
-        enter()
+        self._then(module)
 
 
-class _Watch(MetaPathFinder):
-    """Sees torch being imported, once."""
+class AfterImport(MetaPathFinder):
+    """Sees a module being imported, once, in front of `sys.meta_path`; then it is given to `then`."""
+
+    def __init__(self, fullname: str, then: Callable[[ModuleType], None]) -> None:
+        self.fullname = fullname
+        self._then = then
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
-        if fullname != "torch":
+        if fullname != self.fullname:
             return None
         sys.meta_path.remove(self)
         spec = util.find_spec(fullname)
-        if spec is not None and spec.loader is not None and any(os.environ.get(name) for name in WANTED_BY):
-            spec.loader = _AfterTorch(spec.loader)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Then(spec.loader, self._then)
         return spec
 
 
@@ -83,5 +90,5 @@ def load_next() -> None:
 
 
 if __name__ == "sitecustomize":
-    sys.meta_path.insert(0, _Watch())
+    sys.meta_path.insert(0, AfterImport("torch", enter))
     load_next()

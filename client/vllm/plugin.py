@@ -7,16 +7,14 @@ and nowhere else. That configuration is known when a worker is made.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
-from importlib import util
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from vrambroker.broker.core.errors import WrongState
 from vrambroker.client.saver import settings
+from vrambroker.client.startup.sitecustomize import AfterImport
 
 BACKEND = "vrambroker"
 SWITCH_VARIABLE = "VRAMBROKER_VLLM"
@@ -32,9 +30,9 @@ def register() -> None:
     module = sys.modules.get(WORKERS)
     if module is not None:
         _watch_workers(module)
-    elif not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+    elif not any(isinstance(finder, AfterImport) and finder.fullname == WORKERS for finder in sys.meta_path):
         # Importing it here takes seconds, in processes that have no use for it.
-        sys.meta_path.insert(0, _Watch())
+        sys.meta_path.insert(0, AfterImport(WORKERS, _watch_workers))
 
 
 def wants_leases(model_config: Any) -> bool:
@@ -95,37 +93,3 @@ def _watch_workers(module: ModuleType) -> None:
 
     watched.is_watched = True  # type: ignore[attr-defined]
     worker_base.__init__ = watched
-
-
-class _AfterWorkers(Loader):
-    """The module's own loader, and then what is to be done."""
-
-    def __init__(self, own: Loader) -> None:
-        self._own = own
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._own.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        # From now on nobody can tell that this was here.
-        module.__loader__ = self._own
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._own
-        self._own.exec_module(module)
-        _watch_workers(module)
-
-
-class _Watch(MetaPathFinder):
-    """Sees the workers' module being imported, once."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        del path, target
-        if fullname != WORKERS:
-            return None
-        sys.meta_path.remove(self)
-        spec = util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _AfterWorkers(spec.loader)
-        return spec

@@ -18,25 +18,28 @@ constexpr uint32_t CONNECT_MS = 10'000;
 // The tag's members have a number behind it.
 constexpr std::size_t TAG_LENGTH_MAX = 56;
 
-// The words that torch_memory_saver takes for yes.
-bool is_yes(const std::string &text) {
-  const std::set<std::string> yes{"1", "true", "TRUE", "yes", "YES"};
-  return yes.count(text) != 0;
-}
-
 void write_line(const std::string &what) {
   const std::string line = "vrambroker: " + what + "\n";
   // Nobody is left to tell that this failed.
   if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;
 }
 
+// By the words that torch_memory_saver takes for yes and no.
+bool is_set(const char *name) {
+  const std::set<std::string> yes{"1", "true", "TRUE", "yes", "YES"};
+  const std::set<std::string> no{"", "0", "false", "FALSE", "no", "NO"};
+  const std::string text = variable(name);
+  if (yes.count(text) == 0 && no.count(text) == 0) write_line(std::string(name) + "=" + text + " is taken for 0: expected 1 or 0");
+  return yes.count(text) != 0;
+}
+
 // What client/saver/settings.py makes of the same variables.
 std::optional<OwnMemory> own_memory() {
   const bool drop = variable("VRAMBROKER_CONTENTS") == "drop";
   const std::string tag = variable("VRAMBROKER_TAG");
-  const bool backed_up = is_yes(variable("TMS_INIT_ENABLE_CPU_BACKUP")) || is_yes(variable("TMS_INIT_ENABLE_DISK_BACKUP"));
+  const bool backed_up = is_set("TMS_INIT_ENABLE_CPU_BACKUP") || is_set("TMS_INIT_ENABLE_DISK_BACKUP");
   if (!tag.empty()) return OwnMemory{as_word(tag, TAG_LENGTH_MAX), backed_up || !drop ? VRB_KEEP : VRB_DROP};
-  if (!is_yes(variable("TMS_INIT_ENABLE"))) return std::nullopt;
+  if (!is_set("TMS_INIT_ENABLE")) return std::nullopt;
   return OwnMemory{"default", backed_up ? VRB_KEEP : drop ? VRB_DROP : VRB_ZERO};
 }
 

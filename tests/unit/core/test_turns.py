@@ -63,6 +63,24 @@ def test_a_priority_that_is_set_while_it_waits_counts_from_then_on() -> None:
     assert desk.view(desk.broker.snapshot().sessions[1].leases[0].lease).priority == -3
 
 
+def test_a_ticket_whose_most_urgent_tag_is_returned_is_as_urgent_as_the_rest() -> None:
+    desk = Desk()
+    one, two, busy = desk.attach(peer(1), "one"), desk.attach(peer(2), "two"), desk.attach(peer(99), "busy")
+    urgent = desk.lease(one, "urgent", 1, DROP)
+    desk.lease(one, "w", 2, DROP)
+    desk.lease(two, "w", 4, DROP)
+    desk.pause(one, "urgent", "w", release=True)
+    desk.pause(two, "w", release=True)
+    desk.lease(busy, "kv", 8, DROP)
+    desk.prioritize(one, "urgent", priority=2)
+    desk.prioritize(two, "w", priority=1)
+    assert desk.resume(one, "urgent", "w") is None
+    assert desk.resume(two, "w") is None
+    assert [ticket.session for ticket in desk.queue()] == ["one", "two"]
+    desk.give(one, urgent)
+    assert [(ticket.session, ticket.priority) for ticket in desk.queue()] == [("two", 1), ("one", 0)]
+
+
 def test_who_has_waited_long_enough_is_not_overtaken_by_the_more_urgent() -> None:
     desk = Desk(limits(ageing=100))
     who, _ = crowd(desk, {"a": 5, "b": 5})
