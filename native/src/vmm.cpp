@@ -1,7 +1,6 @@
 // A program creates memory, and says only later where it is to be mapped. So a handle of ours is a promise at first: if it is
 // mapped to addresses that were reserved here, frames come from the lease; if anywhere else, or if it is exported, the
-// driver's own memory is made of it then, as it was asked for. Such memory of other software (NCCL, torch's symmetric memory)
-// therefore behaves as without us.
+// driver's own memory is made of it then, as it was asked for: that is for other software, such as torch's symmetric memory.
 //
 // The address space of an expandable segment is larger than the device: that tells it from other reservations.
 

@@ -141,12 +141,16 @@ handle, fd = handle_t(), c_int()
 assert create_(byref(handle), 4 * MIB, byref(PINNED), 0) == 0
 tell(fake.fakeUsed(), export_(byref(fd), handle, 1, 0), os.fstat(fd.value).st_size // MIB, fake.fakeUsed() // MIB)
 tell(release_(handle), fake.fakeUsed(), release_(handle) != 0, release_(12345) != 0)
+bind_ = entry("cuMulticastBindMem", handle_t, c_size_t, handle_t, c_size_t, c_size_t, c_ulonglong)
+assert create_(byref(handle), 4 * MIB, byref(PINNED), 0) == 0
+tell(bind_(7, 0, handle, 0, 4 * MIB, 0), bind_(7, 0, 12345, 0, 4 * MIB, 0), release_(handle), fake.fakeUsed())
 """
     worker = start_program(PRELUDE + source, VRAMBROKER_TAG="all")
     assert worker.hear() == "8 True"
     assert worker.hear() == "0 0"
     assert worker.hear() == "0 0 4 4"
     assert worker.hear() == "0 0 True True"
+    assert worker.hear() == "0 1 0 0"
     worker.end()
     plain = start_program(PRELUDE + "segment = Segment(4 * MIB)\ntell(segment.grow(0, 2), fake.fakeUsed() // MIB)")
     assert plain.hear() == "0 8"

@@ -128,6 +128,13 @@ static int mem_export(void *into, unsigned long long handle, int type, unsigned 
   return *(int *)into < 0 ? INVALID_VALUE : SUCCESS;
 }
 
+/* Nothing but what this driver has made can be bound. */
+static int bind_memory(unsigned long long multicast, size_t at, unsigned long long handle, size_t offset, size_t size,
+                       unsigned long long flags) {
+  (void)multicast, (void)at, (void)flags;
+  return lseek((int)handle, 0, SEEK_END) == (off_t)(offset + size) ? SUCCESS : INVALID_VALUE;
+}
+
 static const struct {
   const char *name;
   void *entry;
@@ -140,6 +147,7 @@ static const struct {
     {"cuMemUnmap", (void *)mem_unmap},
     {"cuMemSetAccess", (void *)mem_set_access},
     {"cuMemExportToShareableHandle", (void *)mem_export},
+    {"cuMulticastBindMem", (void *)bind_memory},
 };
 
 int cudaGetDriverEntryPointByVersion(const char *symbol, void **entry, unsigned version, unsigned long long flags,
