@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command()(service_cli.serve)
 app.command("install-systemd")(service_cli.install_systemd)
 app.command()(service_cli.doctor)
+app.command()(service_cli.health)
 
 Device = Annotated[
     str | None,

@@ -91,3 +91,25 @@ def doctor(
         print(one_line(text, "\n"))  # noqa: T201
     if is_bad(findings, strict=strict):
         raise typer.Exit(1)
+
+
+def health(
+    device: Annotated[str | None, typer.Option(help="Only this one; else every device that has a daemon.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the sockets are.")] = None,
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="A gRPC service by its full name; else all of them.")
+    ] = "",
+    own: Annotated[bool, typer.Option("--own", help="Only the daemon of this container.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.001)] = 5.0,
+) -> None:
+    """Ask a daemon whether it serves, by gRPC's standard health service; exit code 0 if it does."""
+    from vrambroker.broker import health
+    from vrambroker.client.discovery import endpoints, find
+
+    if run_dir is not None:
+        os.environ["VRAMBROKER_RUN_DIR"] = str(run_dir)
+    with reported():
+        # No daemon at all is an error with the places that were searched.
+        found = (find(device),) if device is not None else endpoints() or (find(),)
+        for endpoint in health.own(found) if own else found:
+            health.require_serving(endpoint, service=service, timeout_s=timeout)

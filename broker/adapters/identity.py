@@ -69,7 +69,10 @@ def identify(connection: socket.socket) -> Process:
     """
     pid, uid, gid = credentials_of(connection)
     if pid <= 0:
-        raise PeerUnidentified(message="the peer is in another pid namespace")
+        raise PeerUnidentified(
+            message="the daemon can't see this process: its pid namespace is not the daemon's, nor one inside that"
+            " (have them share one: shareProcessNamespace of a pod; or give the daemon the node's: hostPID)"
+        )
     pidfd = _peer_pidfd(connection, pid)
     process = Process(peer=Peer(pid=pid, uid=uid, gid=gid, domain=_domain(pid, uid)), pidfd=pidfd)
     if process.ended():

@@ -157,6 +157,67 @@ def test_an_unreadable_process_is_in_a_domain_of_its_own(
             child.communicate(timeout=DEADLINE_S)
 
 
+NESTED_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+IDENTIFIED = """
+import socket, sys
+from vrambroker.broker.adapters.identity import identify
+from vrambroker.broker.core.errors import PeerUnidentified
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+listener.listen(1)
+print("listening", flush=True)
+try:
+    print(identify(listener.accept()[0]).peer, flush=True)
+except PeerUnidentified as error:
+    print(error.message, flush=True)
+"""
+
+
+def _may_nest() -> bool:
+    return not subprocess.run([*NESTED_PIDS, "true"], capture_output=True, timeout=DEADLINE_S, check=False).returncode
+
+
+def test_a_peer_in_a_pid_namespace_below_is_seen_and_is_a_domain_of_its_own(listener: socket.socket) -> None:
+    """As a worker in a container is by a daemon outside of containers."""
+    if not _may_nest():
+        pytest.skip("this needs the right to make a pid namespace")
+    script = f"import socket, sys; s = socket.socket(1, 5); s.connect({listener.getsockname()!r}); sys.stdin.read()"
+    command = [*NESTED_PIDS, sys.executable, "-c", script]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE) as nested,
+        _connecting(listener, "sys.stdin.read()") as ordinary,
+    ):
+        connections = [listener.accept()[0] for _ in range(2)]
+        found = {process.peer.pid: process for process in map(identify, connections)}
+        here = found.pop(ordinary.pid)
+        (below,) = found.values()
+        assert below.peer.pid > 1
+        assert below.peer.domain != here.peer.domain
+        assert below.peer.domain.startswith(f"uid:{os.geteuid()} user:")
+        for child in (nested, ordinary):
+            child.communicate(timeout=DEADLINE_S)
+        assert select.select([below.pidfd], [], [], DEADLINE_S)[0]
+        for process, connection in zip((here, below), connections, strict=True):
+            process.close()
+            connection.close()
+
+
+def test_a_peer_outside_of_the_pid_namespace_is_told_what_mends_it(tmp_path: Path) -> None:
+    """As a worker is by a daemon in a container whose pid namespace it does not share."""
+    if not _may_nest():
+        pytest.skip("this needs the right to make a pid namespace")
+    path = str(tmp_path / "s")
+    command = [*NESTED_PIDS, sys.executable, "-c", IDENTIFIED, path]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as nested,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as outside,
+    ):
+        assert nested.stdout is not None
+        assert nested.stdout.readline() == "listening\n"
+        outside.connect(path)
+        assert "shareProcessNamespace" in nested.communicate(timeout=DEADLINE_S)[0]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can set its groups")
 def test_supplementary_groups_count() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
