@@ -106,6 +106,30 @@ def test_systemd_verifies_an_instance(package: Path, instance: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def _expanded(words: list[str]) -> set[str]:
+    """Return the system calls of a filter, those of its sets included."""
+    found: set[str] = set()
+    for word in words:
+        if word.startswith("@"):
+            told = run("systemd-analyze", "syscall-filter", "--no-pager", word).stdout.splitlines()[1:]
+            found |= _expanded([line.strip() for line in told if line.strip() and line.strip()[0] not in "#"])
+        else:
+            found.add(word)
+    return found
+
+
+@needs_systemd
+def test_the_daemon_reaches_into_no_other_process(package: Path) -> None:
+    """Its capability would let it."""
+    allowed: set[str] = set()
+    for filters in re.findall(r"^SystemCallFilter=(.*)$", (package / UNIT).read_text(), re.MULTILINE):
+        words = filters.removeprefix("~").split()
+        allowed = allowed - _expanded(words) if filters.startswith("~") else allowed | _expanded(words)
+    assert {"openat", "chown", "sendmsg", "memfd_create"} <= allowed
+    reaching = {"ptrace", "pidfd_getfd", "process_vm_readv", "process_vm_writev", "process_madvise", "kcmp"}
+    assert not allowed & (reaching | {"perf_event_open", "mount", "bpf"})
+
+
 @needs_systemd
 def test_a_wrong_directive_would_be_noticed(package: Path) -> None:
     unit = (package / UNIT).with_name("vrambroker@0.service")
