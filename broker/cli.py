@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vrambroker.broker import service_cli
-from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, InvalidArgument, UnknownSession
+from vrambroker.broker.core.errors import BrokerError, InvalidArgument, UnknownSession
 from vrambroker.broker.reporting import one_line, report, reported
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ def _endpoints(device: str | None) -> tuple["Endpoint", ...]:
 
     if device is not None:
         return (find(device),)
-    found = endpoints()
-    if not found:
-        raise BrokerUnavailable(message="no daemon is running: start one with `broker serve --device host`")
-    return found
+    # Where there is none, the error says where it was looked for.
+    return endpoints() or (find(),)
 
 
 def _one_endpoint(device: str | None) -> "Endpoint":
@@ -112,9 +110,9 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Renew every second; with --json a line each.")] = False,
 ) -> None:
     """Show who holds what, what is free, and who waits. A daemon that does not answer is reported, and the exit code is 1."""
-    from rich.console import Console
     from rich.live import Live
 
+    from vrambroker.broker.fitted_table import output_console
     from vrambroker.broker.status_view import status_json, status_renderable
 
     _use_run_dir(run_dir)
@@ -122,7 +120,7 @@ def status(
         controls, dead = _reachable(stack, _endpoints(device))
         for error in dead.values():
             report(error)
-        console = Console()
+        console = output_console(os.environ.get("COLUMNS"))
 
         def now() -> list["Status"]:
             return [control.status() for control in controls]
@@ -240,7 +238,8 @@ def budget(
 
     _use_run_dir(run_dir)
     with reported():
-        soft_bytes, hard_bytes = (None if size is None else parse_size(size, "budget") for size in (soft, hard))
+        soft_bytes = None if soft is None else parse_size(soft, "soft")
+        hard_bytes = None if hard is None else parse_size(hard, "hard")
         session, _, tag = target.partition("/")
         with _acting_on_session(session, device) as control:
             known = revision if revision is not None else _budget_revision(control, session, tag)
@@ -272,9 +271,10 @@ def make_room(
     from vrambroker.broker.sizes import parse_size
 
     _use_run_dir(run_dir)
-    with reported(), _acting_on(_one_endpoint(device)) as control:
-        ticket = control.make_room(parse_size(size, "size"), lasts_s=lasts, timeout_s=timeout)
-        print(ticket)  # noqa: T201
+    with reported():
+        size_bytes = parse_size(size, "size")
+        with _acting_on(_one_endpoint(device)) as control:
+            print(control.make_room(size_bytes, lasts_s=lasts, timeout_s=timeout))  # noqa: T201
 
 
 @app.command()

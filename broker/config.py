@@ -14,7 +14,7 @@ from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import GIB, MIB, Eager
 from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.durations import parse_duration
-from vrambroker.broker.sizes import parse_size
+from vrambroker.broker.sizes import parse_size, size_text
 
 # What host memory is counted in; a device's capacity is counted in its smallest frame.
 GRAIN_BYTES = 2 * MIB
@@ -100,7 +100,7 @@ class OutsideRules:
         keep_free_bytes = self.keep_free_bytes if self.keep_free_bytes is not None else place.keep_free_bytes or 0
         if keep_free_bytes >= place.device_bytes:
             raise InvalidArgument(
-                message=f"keep_free of {keep_free_bytes} bytes leaves nothing of {place.device_bytes}",
+                message=f"keep_free of {size_text(keep_free_bytes)} leaves nothing of {size_text(place.device_bytes)}",
                 argument="keep_free",
             )
         return replace(self, keep_free_bytes=keep_free_bytes)
@@ -224,11 +224,15 @@ def _whole(text: str | None, argument: str, bounds: _Bounds, grain_bytes: int) -
     size_bytes = bounds.default_bytes if text is None else parse_size(text, argument)
     if size_bytes < grain_bytes:
         raise InvalidArgument(
-            message=f"{argument} of {size_bytes} bytes is less than a frame of {grain_bytes}", argument=argument
+            message=f"{argument} of {size_text(size_bytes)} is less than a frame of {size_text(grain_bytes)}",
+            argument=argument,
         )
     if size_bytes > bounds.most_bytes:
+        whole_bytes = bounds.most_bytes - bounds.most_bytes % grain_bytes
+        at_most = f", which has room for {whole_bytes} bytes" if whole_bytes else ""
         raise InvalidArgument(
-            message=f"{argument} of {size_bytes} bytes is more than the {bounds.most_bytes} of {bounds.of}",
+            message=f"{argument} of {size_text(size_bytes)} is more than the {size_text(bounds.most_bytes)} of {bounds.of}"
+            + at_most,
             argument=argument,
         )
     return size_bytes - size_bytes % grain_bytes

@@ -40,13 +40,17 @@ def serve(
     the environment.
     """
     said = {name: value for name, value in locals().items() if name != "config"}
+    from vrambroker.broker.core.errors import InvalidArgument
     from vrambroker.broker.daemon import serve as serve_device
     from vrambroker.broker.settings import Rereading, Sources, config_of
 
     with reported():
         sources = Sources.of(said, config)
         settings = sources.read()
-        serve_device(config_of(settings), Rereading(sources, settings))
+        try:
+            serve_device(config_of(settings), Rereading(sources, settings))
+        except InvalidArgument as error:
+            raise sources.located(error) from error
 
 
 def install_systemd(

@@ -30,6 +30,7 @@ from vrambroker.broker.core.phase import PhasePlan
 from vrambroker.broker.durations import parse_duration
 from vrambroker.broker.options import OPTIONS
 from vrambroker.broker.plan_file import read_plan_file
+from vrambroker.broker.reporting import os_error_text
 from vrambroker.broker.sizes import parse_size
 
 PREFIX: Final = "VRAMBROKER_"
@@ -49,8 +50,8 @@ FOREIGN_VARIABLES: Final = frozenset(
 )
 
 
-def _number_as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else str(value)
 
 
 def _sound(parse: Callable[[str, str], object]) -> AfterValidator:
@@ -75,10 +76,10 @@ def _duration_or_off(text: str, argument: str) -> object:
 
 
 # Bytes may be a bare number in TOML, as they may on the command line.
-Size = Annotated[str, BeforeValidator(_number_as_text), _sound(parse_size)]
-SizeOrNothing = Annotated[str, BeforeValidator(_number_as_text), _sound(_size_or_nothing)]
+Size = Annotated[str, BeforeValidator(_as_text), _sound(parse_size)]
+SizeOrNothing = Annotated[str, BeforeValidator(_as_text), _sound(_size_or_nothing)]
 DurationOrOff = Annotated[str, _sound(_duration_or_off)]
-Device = Annotated[str, BeforeValidator(_number_as_text), _sound(lambda text, _: parse_device(text))]
+Device = Annotated[str, BeforeValidator(_as_text), _sound(lambda text, _: parse_device(text))]
 
 
 class Settings(BaseSettings):
@@ -126,9 +127,7 @@ class Sources:
         )
 
     def read(self) -> Settings:
-        """Return what they say together. Raises `InvalidArgument` with everything that is wrong, and OSError if the file
-        can't be read.
-        """
+        """Return what they say together. Raises `InvalidArgument` with everything that is wrong."""
         self._require_known_variables()
         try:
             return _settings_of(self.said, self.file)
@@ -136,6 +135,16 @@ class Sources:
             wrong = "; ".join(self._in_words(one) for one in error.errors())
             first = error.errors()[0]["loc"]
             raise InvalidArgument(message=wrong, argument=str(first[0]) if first else "") from error
+
+    def located(self, error: InvalidArgument) -> InvalidArgument:
+        """Return an error about what an option means on this machine with the place where it was said, if it was."""
+        name = error.argument
+        if name not in Settings.model_fields or not self._is_said(name):
+            return error
+        return InvalidArgument(message=f"{error.message} ({self._origin(name)})", argument=name)
+
+    def _is_said(self, name: str) -> bool:
+        return getattr(self.read(), name) != Settings.model_fields[name].default
 
     def _require_known_variables(self) -> None:
         ours = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
@@ -182,13 +191,19 @@ def _settings_of(said: Mapping[str, object], file: Path | None) -> Settings:
 
 
 def _require_toml(file: Path) -> None:
-    """Refuse a file that is none, which a source would take for an empty one."""
+    """Refuse a file that is none, or can't be read, either of which a source would take for an empty one."""
     try:
         tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable("config", error) from error
     except UnicodeDecodeError as error:
         raise InvalidArgument(message=f"{file}: this is no UTF-8: {error.reason}", argument="config") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(message=f"{file}: this is no TOML: {error}", argument="config") from None
+
+
+def _unreadable(argument: str, error: OSError) -> InvalidArgument:
+    return InvalidArgument(message=f"{argument} can't be read: {os_error_text(error)}", argument=argument)
 
 
 def _nearest(name: str, known: "Mapping[str, object] | set[str]") -> str:
@@ -242,7 +257,12 @@ class Rereading:
 
 
 def _phases(settings: Settings) -> PhasePlan | None:
-    return None if settings.plan is None else read_plan_file(settings.plan).phases
+    if settings.plan is None:
+        return None
+    try:
+        return read_plan_file(settings.plan).phases
+    except OSError as error:
+        raise _unreadable("plan", error) from error
 
 
 def _metrics(settings: Settings) -> MetricsAddress | None:

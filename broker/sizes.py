@@ -12,7 +12,7 @@ _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 def parse_size(text: str, argument: str) -> int:
     """Return a size in bytes, such as `1.5GiB`, `96MiB` or `1048576`; raises `InvalidArgument`."""
     match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2] not in _UNITS:
+    if match is None or match[2] not in _UNITS or ("." in match[1] and _UNITS[match[2]] == 1):
         units = ", ".join(unit for unit in _UNITS if unit)
         raise InvalidArgument(
             message=f"{argument} {text!r} is not a size: a number and one of {units}", argument=argument

@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from vrambroker.broker.fitted_table import FittedTable
 from vrambroker.broker.sizes import size_text
 from vrambroker.client.status import DeviceStatus, SessionStatus, Status, TagStatus, TicketStatus
 
@@ -82,21 +82,14 @@ def _session_label(session: SessionStatus) -> str:
     return session.name if session.connected else f"{session.name} (away)"
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold dim")
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left")
-    return table
-
-
 def _on_host(tag: TagStatus) -> str:
     spilled = f" + {size_text(tag.spill_bytes)} spilled" if tag.spill_bytes else ""
     return f"{size_text(tag.host_bytes)}{spilled}"
 
 
-def _sessions_table(status: Status) -> Table:
-    sizes = ("on the device", "on the host", "since")
-    table = _table("session", "pid", "tag", "contents", "state", *sizes, right=sizes)
+def _sessions_table(status: Status) -> FittedTable:
+    sizes = ("device", "host", "since")
+    table = FittedTable("session", "pid", "tag", "contents", "state", *sizes, right=sizes)
     for session in status.sessions:
         head = (_session_label(session), str(session.pid))
         if not session.tags:
@@ -138,8 +131,8 @@ def _ticket_row(ticket: TicketStatus, now_ns: int) -> tuple[str, ...]:
     )
 
 
-def _holds_table(status: Status) -> Table:
-    table = _table("ticket", "session", "bytes", "for", right=("ticket", "bytes", "for"))
+def _holds_table(status: Status) -> FittedTable:
+    table = FittedTable("ticket", "session", "bytes", "for", right=("ticket", "bytes", "for"))
     for ticket in status.holds:
         age = age_text((status.now_ns - ticket.since_ns) / 1e9)
         table.add_row(str(ticket.ticket), ticket.session, size_text(ticket.size_bytes), age)
@@ -155,7 +148,7 @@ def status_renderable(statuses: Sequence[Status]) -> RenderableType:
         if status.queue:
             parts.append(Text("waiting", style="bold"))
             columns = ("ticket", "session", "tags", "priority", "needs", "in hand", "for", "waits for")
-            queue = _table(*columns, right=("ticket", "priority", "needs", "in hand", "for"))
+            queue = FittedTable(*columns, right=("ticket", "priority", "needs", "in hand", "for"))
             for ticket in status.queue:
                 queue.add_row(*_ticket_row(ticket, status.now_ns))
             parts.append(queue)

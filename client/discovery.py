@@ -173,7 +173,7 @@ def _reachable(endpoint: Endpoint) -> Endpoint:
 
 
 def _unavailable(wanted: str, known: tuple[Endpoint, ...]) -> BrokerUnavailable:
-    where = " or ".join(str(directory) for directory in run_dirs())
+    where = " or ".join(f"{directory}{_closed(directory)}" for directory in run_dirs())
     there = f" (there is one for {', '.join(endpoint.device for endpoint in known)})" if known else ""
     start = wanted if known or wanted != "any device" else "host"
     return BrokerUnavailable(
@@ -181,6 +181,17 @@ def _unavailable(wanted: str, known: tuple[Endpoint, ...]) -> BrokerUnavailable:
         f"or name its run directory in {RUN_DIR_VARIABLE}",
         path=where,
     )
+
+
+def _closed(directory: Path) -> str:
+    """Return what to say of a folder that is there and can't be looked into: a daemon may be in it all the same."""
+    try:
+        next(directory.iterdir(), None)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f" ({error.strerror})"
+    return ""
 
 
 def _no_device(what: object) -> InvalidArgument:

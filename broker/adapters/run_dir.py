@@ -7,6 +7,7 @@ Whoever holds the device's lock owns the folder, so a socket that nobody listens
 import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ SOCKET_MODE = 0o660
 FOLDER_MODE = 0o755
 PATH_BYTES_MAX = 107
 BACKLOG = 256
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 class DeviceFolder:
@@ -39,18 +41,21 @@ class DeviceFolder:
             run_dir.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             self._group = run_dir.stat().st_gid
             self.path.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            self._require_own()
             for path in (self.handles, self.rpc):
                 self._remove_stale(path)
         except OSError as error:
-            raise InvalidArgument(
-                message=f"the run directory {run_dir} can't be used: {error.strerror}", argument="run_dir"
-            ) from error
+            raise self._unusable(error) from error
 
     def listen(self) -> socket.socket:
         """Return the handle socket, listening; the caller owns it."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        with private_umask():
-            listener.bind(str(self.handles))
+        try:
+            with private_umask():
+                listener.bind(str(self.handles))
+        except OSError as error:
+            listener.close()
+            raise self._unusable(error) from error
         self.admit(self.handles)
         listener.listen(BACKLOG)
         return listener
@@ -74,8 +79,26 @@ class DeviceFolder:
         try:
             self.path.rmdir()
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, *_FORBIDDEN):
                 raise
+
+    def _unusable(self, error: OSError) -> InvalidArgument:
+        whose = _whose(self.path) if error.errno in _FORBIDDEN else ""
+        return InvalidArgument(
+            message=f"the run directory {self.path.parent} can't be used: {error.strerror}{whose}", argument="run_dir"
+        )
+
+    def _require_own(self) -> None:
+        """Refuse a folder of another user's, or a link to one: its owner could put other sockets in the place of ours."""
+        found = self.path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
+            what = f"uid {found.st_uid}'s" if stat.S_ISDIR(found.st_mode) else "no folder"
+            raise InvalidArgument(
+                message=f"{self.path}, where the sockets are to be, is {what}: remove it, or name another run directory",
+                argument="run_dir",
+            )
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def _remove_stale(self, path: Path) -> None:
         kind = socket.SOCK_SEQPACKET if path == self.handles else socket.SOCK_STREAM
@@ -92,6 +115,18 @@ class DeviceFolder:
                 # Its backlog is full: somebody listens.
                 raise device_busy(self._device, None) from None
             raise device_busy(self._device, holder_of(other))
+
+
+def _whose(path: Path) -> str:
+    """Return whose a folder is, or the nearest above it that is there, and what mends that."""
+    for folder in (path, *path.absolute().parents):
+        with suppress(OSError):
+            found = folder.stat()
+            mode = stat.S_IMODE(found.st_mode)
+            return (
+                f": {folder} is uid {found.st_uid}'s, mode {mode:o}; give it to uid {os.geteuid()}, or name another one"
+            )
+    return ""
 
 
 @contextmanager

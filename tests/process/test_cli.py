@@ -349,3 +349,73 @@ def test_a_plan_that_is_none_is_refused_in_one_line(broker: "RunningBroker", tmp
         assert done.stderr.startswith(error)
         assert done.stderr.count("\n") == 1
         assert str(path) in done.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error(broker: "RunningBroker") -> None:
+    for words in (["status"], ["doctor"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as out:
+            done = subprocess.run(
+                [sys.executable, "-m", "vrambroker.broker.cli", *words],
+                env=broker.environment,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                timeout=DEADLINE_S,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_full_disk_under_what_is_printed_is_one_line(broker: "RunningBroker") -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "vrambroker.broker.cli", "status", "--json"],
+            env=broker.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"OSError: No space left on device\n")
+
+
+def test_without_any_terminal_or_stream_a_command_does_its_work(broker: "RunningBroker") -> None:
+    """As cron, or a service whose streams are closed, would have it."""
+    environment = {name: value for name, value in broker.environment.items() if name not in {"TERM", "COLUMNS"}}
+    for words, code in (("status", 0), ("pause nobody/nothing", 1)):
+        shell = f'exec "$0" -m vrambroker.broker.cli {words} <&- >&- 2>&-'
+        done = subprocess.run(
+            ["sh", "-c", shell, sys.executable],
+            env=environment,
+            start_new_session=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        assert done.returncode == code
+
+
+def test_what_is_piped_is_whole_and_what_is_narrow_cuts_no_name(
+    broker: "RunningBroker", start_worker: "StartWorker", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert start_worker(HOLDER).ask("scoped") == "ready"
+    piped = command(broker, "status").stdout
+    assert [line.split()[0] for line in piped.splitlines()[2:4]] == ["session", "rollout"]
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = command(broker, "status").stdout
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert "session rollout" in narrow
+    assert "…" not in narrow
+
+
+def test_without_a_daemon_it_says_where_it_looked_and_why_in_vain(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vrambroker.broker.cli", "status", "--run-dir", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"no broker for any device at {tmp_path}: start one" in done.stderr

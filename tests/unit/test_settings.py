@@ -133,16 +133,41 @@ def test_a_file_that_is_no_toml_is_refused(contents: bytes, tmp_path: Path, monk
     assert str(file) in refusal(monkeypatch, file=file).message
 
 
-def test_a_file_that_is_not_there_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError):
-        sources(monkeypatch, file=tmp_path / "nowhere.toml").read()
+def test_a_file_that_can_not_be_read_is_told_with_the_option_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = tmp_path / "nowhere.toml"
+    error = refusal(monkeypatch, file=nowhere)
+    assert (error.argument, error.message) == ("config", f"config can't be read: {nowhere}: No such file or directory")
+    asked = sources(monkeypatch, said={"plan": tmp_path, "run_dir": tmp_path})
+    with pytest.raises(InvalidArgument, match=f"plan can't be read: {tmp_path}: Is a directory") as caught:
+        config_of(asked.read())
+    assert asked.located(caught.value).message.endswith("(--plan)")
+
+
+@pytest.mark.parametrize("value", ["true", "[1]", "{ a = 1 }", "1979-05-27"])
+def test_a_size_of_another_type_is_told_what_a_size_is(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        "is not a size: a number and one of" in refusal(monkeypatch, file=toml(tmp_path, f"capacity = {value}")).message
+    )
 
 
 def test_a_capacity_beyond_the_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = sources(monkeypatch, said={"run_dir": tmp_path}, file=toml(tmp_path, 'capacity = "4096TiB"')).read()
-    with pytest.raises(InvalidArgument, match=r"is more than the .* of device host:0") as caught:
-        config_of(read)
+    file = toml(tmp_path, 'capacity = "4096TiB"')
+    asked = sources(monkeypatch, said={"run_dir": tmp_path}, file=file)
+    with pytest.raises(InvalidArgument, match=r"is more than the .* GiB of device host:0") as caught:
+        config_of(asked.read())
     assert caught.value.argument == "capacity"
+    located = asked.located(caught.value)
+    assert located.message.endswith(f" bytes ({file})")
+    assert located.argument == "capacity"
+
+
+def test_what_nobody_has_said_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = InvalidArgument(message="why", argument="run_dir")
+    assert sources(monkeypatch).located(error) is error
 
 
 def begun(monkeypatch: pytest.MonkeyPatch, file: Path, folder: Path) -> tuple[Config, Rereading]:
