@@ -144,7 +144,7 @@ class Sources:
         return InvalidArgument(message=f"{error.message} ({self._origin(name)})", argument=name)
 
     def _is_said(self, name: str) -> bool:
-        return getattr(self.read(), name) != Settings.model_fields[name].default
+        return bool(getattr(self.read(), name) != Settings.model_fields[name].default)
 
     def _require_known_variables(self) -> None:
         ours = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}

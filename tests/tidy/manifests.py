@@ -90,11 +90,12 @@ def image_environment() -> dict[str, str]:
 def _of_pod(path: Path, pod: Document, spec: Document) -> Container:
     context = {**pod.get("securityContext", {}), **spec["securityContext"]}
     memory = spec["resources"]
+    command: list[str] = spec["command"] if "command" in spec else spec["args"]
     return Container(
         where=path.name,
         name=spec["name"],
         image=spec["image"],
-        command=tuple(spec.get("command", spec.get("args", ()))),
+        command=tuple(command),
         environment={one["name"]: one["value"] for one in spec.get("env", ())},
         probes=tuple(tuple(spec[key]["exec"]["command"]) for key in spec if key.endswith("Probe")),
         user=f"{context['runAsUser']}:{context['runAsGroup']}",
@@ -105,14 +106,14 @@ def _of_pod(path: Path, pod: Document, spec: Document) -> Container:
 
 
 def _of_service(name: str, spec: Document) -> Container:
-    probe: list[str] = spec.get("healthcheck", {}).get("test", [])
+    probe: tuple[str, ...] = tuple(spec["healthcheck"]["test"][1:]) if "healthcheck" in spec else ()
     return Container(
         where=COMPOSE.name,
         name=name,
         image=spec["image"],
         command=tuple(spec["command"]),
         environment=spec.get("environment", {}),
-        probes=(tuple(probe[1:]),) if probe else (),
+        probes=(probe,) if probe else (),
         user=spec["user"],
         mounts=tuple(volume.split(":")[1] for volume in spec["volumes"]),
         memory_bytes=tuple(size_bytes(spec[key]) for key in ("mem_reservation", "mem_limit") if key in spec),

@@ -91,6 +91,15 @@ def test_a_folder_without_a_socket_is_no_broker(tmp_path: Path) -> None:
     assert discovery.endpoints() == ()
 
 
+def test_a_run_directory_that_can_not_be_looked_into_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon may be in it all the same."""
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv(discovery.RUN_DIR_VARIABLE, str(file))
+    with pytest.raises(BrokerUnavailable, match=rf"at {file} \(Not a directory\)"):
+        discovery.find()
+
+
 @pytest.mark.parametrize(
     "device", ["", "a/b", "..", "x\0y", "bogus", "GPU-", "GPU-a/b", "GPU-" + "a" * 5000, "cuda:" + "9" * 5000]
 )
