@@ -133,7 +133,11 @@ class Reader:
             Sources(said={}, file=path, environment={}).read()
 
     def _serve(self, words: list[str]) -> None:
-        """Start the daemon that a page starts, but for its place."""
+        """Start the daemon that a page starts, but for its place; a second time, when the page has ended it."""
+        if self._brokers:
+            self._brokers[0].process.wait(DEADLINE_S)
+            self._brokers[0].start_again()
+            return
         options = words[2:]
         for place in ("--device", "--run-dir"):
             at = options.index(place)

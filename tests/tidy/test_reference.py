@@ -79,6 +79,11 @@ def test_links_lead_to_headings_that_are_there() -> None:
             assert anchor in _anchors(aimed), f"{page.name}: {target}#{anchor}"
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(re.findall(r"\(docs/(\w+\.md)[)#]", (ROOT / "README.md").read_text()))
+    assert linked == {page.name for page in DOCS.glob("*.md")}
+
+
 def _anchors(page: Path) -> set[str]:
     """Return what GitHub makes of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
