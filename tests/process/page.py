@@ -65,11 +65,16 @@ def steps_of(text: str) -> Iterator[Step]:
 
 
 def is_shown(shown: str, printed: str) -> bool:
-    """Whether a command printed what the page shows; `…` stands for anything, alone on a line for any number of lines."""
-    lines = [line.rstrip() for line in shown.rstrip().splitlines()]
-    pattern = "".join(r"(?:.*\n)*?" if line == ANYTHING else _line_pattern(line) for line in lines)
-    told = "".join(f"{line.rstrip()}\n" for line in printed.rstrip().splitlines())
+    """Whether a command printed what the page shows; `…` stands for anything, alone on a line for any number of lines.
+    How many spaces there are does not count, since columns are as wide as what varies in them.
+    """
+    pattern = "".join(r"(?:.*\n)*?" if line == ANYTHING else _line_pattern(line) for line in _lines(shown))
+    told = "".join(f"{line}\n" for line in _lines(printed))
     return re.fullmatch(pattern, told) is not None
+
+
+def _lines(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.rstrip().splitlines()]
 
 
 def _line_pattern(line: str) -> str:

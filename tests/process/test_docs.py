@@ -31,7 +31,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEADLINE_S = 60.0
 RUN_DIR_OF_THE_DOCS = "/tmp/vrb"
 DEVICE_OF_THE_DOCS = "host:0"
-COLUMNS = "120"
+# Wide enough for the test's own device, whose name is longer than the docs'.
+COLUMNS = "160"
 PICTURES = ("", "text")
 SERVES = re.compile(r"^broker serve .*&[ ]*(#.*)?$", re.MULTILINE)
 
