@@ -88,7 +88,7 @@ def _on_host(tag: TagStatus) -> str:
 
 
 def _sessions_table(status: Status) -> FittedTable:
-    sizes = ("device", "host", "since")
+    sizes = ("on the device", "on the host", "since")
     table = FittedTable("session", "pid", "tag", "contents", "state", *sizes, right=sizes)
     for session in status.sessions:
         head = (_session_label(session), str(session.pid))
