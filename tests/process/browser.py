@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-DEADLINE_S = 60.0
+DEADLINE_S = 30.0
 WIDTH, HEIGHT = 1400, 860
 
 

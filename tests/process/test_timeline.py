@@ -126,7 +126,7 @@ def _marked(control: "Control", words: str, count: int) -> None:
 
 
 def test_a_full_disk_costs_lines_and_nothing_else(
-    start_broker: "StartBroker", small_disk: Path, tmp_path: Path
+    small_disk: Path, start_broker: "StartBroker", tmp_path: Path
 ) -> None:
     broker = start_broker(options=("--history-dir", str(small_disk), "--history-budget", "1MiB"))
     with ExitStack() as stack:

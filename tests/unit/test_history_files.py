@@ -172,16 +172,20 @@ def test_a_disk_that_does_not_answer_bounds_what_waits(tmp_path: Path, monkeypat
     about = v1.Status(device=v1.Device(id="host:0", capacity_bytes=1))
     files = HistoryFiles(tmp_path, MIB, about, lambda bug: None)
     history = History(MIB, files.add)
+    history.published(lease(2, LeaseState.RESIDENT))
+    _settled(tmp_path, 1)
     # The thread is kept from its work as by a disk that hangs.
     with files._news:  # pyright: ignore[reportPrivateUsage]
         history.published(lease(1, LeaseState.IDLE))
+        history.published(lease(2, None))
         for number in range(35):
             history.published(mark(f"{number}"))
         assert len(files._waiting) <= 10  # pyright: ignore[reportPrivateUsage]
     files.close()
-    _, events = read_saved(tmp_path)
-    assert [event.tag for event in events if event.standing and event.lease] == ["tag1"]
+    status, events = read_saved(tmp_path)
     assert labels(events)[-1] == "34"
+    tracks = {track.tag: track.steps[-1].device_bytes for track in history_of(status, events).tracks}
+    assert tracks == {"tag1": MIB, "tag2": 0}
 
 
 def test_the_latest_life_of_a_daemon_is_read_and_devices_are_told_apart(tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ def test_a_hover_says_who_holds_what_and_why(node: str) -> None:
     book.lease(2, "trainer/params", 1, 8, 8, "leaving")
     book.lease(4, "trainer/params", 1, 0, 8, "parked")
     book.add(6, "ticket_done", session="rollout", tag="kv", ticket=7, why="all has arrived")
-    act = "[1e6, 3e6, 5e6, -1].map((at) => describeTrack(told, told.tracks[0], at))"
-    idle, leaving, parked, before = _run(node, book.history(), act)
+    book.mark(8, "end")
+    act = "[1e6, 3e6, 5e6, 7e6, -1].map((at) => describeTrack(told, told.tracks[0], at))"
+    idle, leaving, parked, after, before = _run(node, book.history(), act)
     assert idle == [
         "trainer/params",
         "idle, from 0.000 s for 2.00 s",
@@ -165,4 +166,5 @@ def test_a_hover_says_who_holds_what_and_why(node: str) -> None:
     assert leaving[1] == "leaving, from 2.000 s for 2.00 s"
     assert "for whom: idle, and rollout/kv needs the room" in leaving
     assert leaving[-1] == parked[-1] == "waiting: ticket 7, rollout/kv, done after 4.00 s"
+    assert not [line for line in after if "waiting" in line]
     assert before == ["trainer/params", "holds nothing then"]
