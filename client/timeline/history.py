@@ -145,7 +145,7 @@ class _Growing:
 
 def history_of(status: Status, events: Sequence[StreamEvent]) -> History:
     """Fold events, in their order, into tracks. `status` is asked what events don't tell: device and capacity."""
-    remembered = sum(not event.standing for event in events)
+    remembered = sum(bool(event.sequence) and not event.standing for event in events)
     events = from_the_beginning(events)
     begin_ns, end_ns = events[0].time_ns, events[-1].time_ns
     growing = _grow(events)

@@ -89,11 +89,13 @@ def _following(told: Sequence[StreamEvent], events: Sequence[StreamEvent]) -> It
 
 
 def _caught_up(told: Sequence[StreamEvent], events: Sequence[StreamEvent], at_ns: int) -> Iterator[StreamEvent]:
-    """Yield what became in a gap of what was known before it, as at its end."""
+    """Yield what became in a gap of what was known before it, as at its end; no lines of the daemon's, so without numbers."""
     standing = [event for event in events if event.standing]
     last = {event.lease: event for event in told if event.kind == LEASE_CHANGED}
     there = {event.lease for event in standing if event.kind == LEASE_CHANGED}
     for lease, event in last.items():
         if event.state and lease not in there:
-            yield replace(event, time_ns=at_ns, state="", device_bytes=0, host_bytes=0, why="gone meanwhile")
-    yield from (replace(event, time_ns=at_ns, standing=False) for event in standing)
+            yield replace(
+                event, sequence=0, time_ns=at_ns, state="", device_bytes=0, host_bytes=0, why="gone meanwhile"
+            )
+    yield from (replace(event, sequence=0, time_ns=at_ns, standing=False) for event in standing)

@@ -46,6 +46,13 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.said: list[str] = []
+        try:
+            self._open(page)
+        except BaseException:
+            self.end()
+            raise
+
+    def _open(self, page: Path) -> None:
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
@@ -59,6 +66,10 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the browser with all its processes."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(DEADLINE_S)
         os.close(self._to)

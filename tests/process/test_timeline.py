@@ -27,21 +27,21 @@ DEADLINE_S = 30.0
 PARTY = """
 from vrambroker.client.native import Client
 from vrambroker.client.discovery import find
-client = Client(socket_path=str(find().handle_socket), name="NAME", device="host", version="test", timeout_s=10)
+client = Client(socket_path=str(find().handle_socket), name="NAME", device="host", version="test", timeout_s=30)
 lease = client.open_lease("weights", "keep")
-lease.malloc(SIZE << 20, timeout_s=5)
+lease.malloc(SIZE << 20, timeout_s=30)
 tell("ready")
 while word := told():
     try:
-        if word == "resume":
-            client.resume(("weights",), timeout_s=0.2)
+        if word in ("resume", "try"):
+            client.resume(("weights",), timeout_s=30 if word == "resume" else 0.1)
         else:
-            client.pause(("weights",), release=False, timeout_s=5)
+            client.pause(("weights",), release=False, timeout_s=30)
         tell("done")
     except Exception as error:
         tell(type(error).__name__)
 """
-# A tag is one word to the daemon, whatever it would be to a browser.
+# A stage may have any name, whatever it would be to a browser.
 NASTY = "</script><b>"
 
 
@@ -53,7 +53,7 @@ def told_page(broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Pa
     assert trainer.ask("pause") == "done"
     rollout = start_worker(PARTY.replace("NAME", "rollout").replace("SIZE", "40"))
     assert rollout.hear() == "ready"
-    assert trainer.ask("resume") == "OutOfDeviceMemory"
+    assert trainer.ask("try") == "OutOfDeviceMemory"
     assert rollout.ask("pause") == "done"
     assert trainer.ask("resume") == "done"
     with ExitStack() as stack:
