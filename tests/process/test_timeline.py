@@ -141,6 +141,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(
         ballast.unlink()
         _until(lambda: _mark_and_look(control, "empty", broker, "is written to again"))
         control.mark("last")
+        _until(lambda: _labels(small_disk)[-1:] == ["last"])
     assert broker.log().count("nothing is written") == 1
     assert "No space left on device" in broker.log()
     broker.kill()
