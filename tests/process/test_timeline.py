@@ -46,6 +46,14 @@ NASTY = "</script><b>"
 
 
 @pytest.fixture
+def chromium_command() -> str:
+    found = chromium()
+    if found is None:
+        pytest.skip("SKIPPED: there is no Chromium here, so nobody looked at the page")
+    return found
+
+
+@pytest.fixture
 def told_page(broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Path) -> Path:
     """The page of a daemon on which two take turns, and one is refused."""
     trainer = start_worker(PARTY.replace("NAME", "trainer").replace("SIZE", "40"))
@@ -64,11 +72,8 @@ def told_page(broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Pa
     return out
 
 
-def test_the_page_can_be_zoomed_pointed_at_and_read_by_keys(told_page: Path) -> None:
-    found = chromium()
-    if found is None:
-        pytest.skip("SKIPPED: there is no Chromium here, so nobody looked at the page")
-    with Browser(found, told_page) as browser:
+def test_the_page_can_be_zoomed_pointed_at_and_read_by_keys(chromium_command: str, told_page: Path) -> None:
+    with Browser(chromium_command, told_page) as browser:
         browser.evaluate("addEventListener('securitypolicyviolation', (e) => (window.broken = e.blockedURI)) ?? 0")
         assert browser.evaluate("document.querySelectorAll('b').length") == 0
         assert "trainer" in browser.evaluate("document.getElementById('legend').textContent")
