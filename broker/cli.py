@@ -305,16 +305,30 @@ def enter(
 
 @app.command()
 def timeline(
-    out: Annotated[Path, typer.Argument(metavar="OUT.svg|OUT.json", help="A picture, or a trace for Perfetto.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT.html|OUT.svg|OUT.json", help="A page to zoom in, a picture, or a trace for Perfetto."
+        ),
+    ],
+    saved: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR|FILE", help="Of a daemon that is gone: what is in its --history-dir."),
+    ] = None,
     device: Device = None,
     run_dir: RunDir = None,
 ) -> None:
-    """Draw the device's and the host's bytes by session and tag over time."""
+    """Draw the device's and the host's bytes by session and tag over time, and what happened."""
     from vrambroker.client.timeline import write_timeline
+    from vrambroker.client.timeline.saved import read_saved
 
     _use_run_dir(run_dir)
-    with reported(), _acting_on(_one_endpoint(device)) as control:
-        write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+    with reported():
+        if saved is not None:
+            write_timeline(out, *read_saved(saved, device))
+            return
+        with _acting_on(_one_endpoint(device)) as control:
+            write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
 
 
 @app.command()
