@@ -79,7 +79,8 @@ class RunningBroker:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "vrambroker.broker.cli", "serve", "--device", self.device]
-        address = str(self.run_dir / "ready")
+        # Its own: a daemon goes on telling its status to where it was started from.
+        address = str(self.run_dir / f"{self.device}.ready")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self._log.open("ab") as log:
             ready.bind(address)
             process = subprocess.Popen(
