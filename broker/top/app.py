@@ -98,9 +98,7 @@ class Top(App[None]):
         holdings = self._main.query_one(Holdings)
         holdings.show(self._status)
         self._put("heading", heading(holdings.scrollable_content_region.width))
-        queue = self._main.query_one("#queue", Static)
-        lines = panels.queue_lines(self._status, queue.content_size.width or self.size.width)
-        self._put("queue", Text("\n").join(lines) if lines else Text("nobody", style="dim"))
+        self._draw_queue(self._status)
         self._draw_events()
 
     def action_pause(self) -> None:
@@ -188,6 +186,13 @@ class Top(App[None]):
         self._put("arena", panels.arena_bar(status, self._colours, width))
         self._put("arena-minutes", panels.arena_minutes(status, self._recent, width, now_ns))
         self._put("remarks", panels.remarks(status, width))
+
+    def _draw_queue(self, status: Status) -> None:
+        wide = self._main.has_class("-wide")
+        count = max(1, self.size.height // (2 if wide else 4) - 1)
+        width = self._main.query_one("#queue", Static).content_size.width or self.size.width
+        lines = panels.queue_lines(status, count, width)
+        self._put("queue", Text("\n").join(lines) if lines else Text("nobody", style="dim"))
 
     def _draw_events(self) -> None:
         events = self._main.query_one("#events", Static)

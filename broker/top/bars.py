@@ -30,13 +30,14 @@ class Colours:
     Whoever has been seen keeps its colour, whatever comes and goes beside it.
     """
 
-    _sessions: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    _hues: dict[str, int] = field(default_factory=dict[str, int])
+    _shades: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
 
     def of(self, session: str, tag: str) -> str:
-        tags = self._sessions.setdefault(session, {})
-        shade = tags.setdefault(tag, len(tags))
-        hue = HUES[list(self._sessions).index(session) % len(HUES)]
-        return hue[1 + shade % (len(hue) - 1)]
+        hue = HUES[self._hues.setdefault(session, len(self._hues)) % len(HUES)]
+        tags = self._shades.setdefault(session, {})
+        # The first shade of each is too dark for a dark ground.
+        return hue[1 + tags.setdefault(tag, len(tags)) % (len(hue) - 1)]
 
 
 def bar(pieces: Iterable[Piece], total_bytes: int, width: int) -> Text:
@@ -47,7 +48,8 @@ def bar(pieces: Iterable[Piece], total_bytes: int, width: int) -> Text:
     for piece in shown:
         told_bytes += piece.size_bytes
         edge = round(width * told_bytes / total)
-        text.append(piece.glyph * (edge - cells), style=piece.style)
+        if edge > cells:
+            text.append(piece.glyph * (edge - cells), style=piece.style)
         cells = edge
     text.append(FREE * (width - cells), style="dim")
     return text

@@ -84,16 +84,24 @@ def remarks(status: Status, width: int) -> Text | None:
     return _cut(Text(one_line(", ".join(words)), style="dim"), width) if words else None
 
 
-def queue_lines(status: Status, width: int) -> list[Text]:
-    """Return who waits, for what and for whom, in the order of their turns; then what is set aside for later."""
-    lines: list[Text] = []
-    for ticket in status.queue:
-        lines += _waiting(ticket, status.now_ns, width)
-    for ticket in status.holds:
-        age = age_text((status.now_ns - ticket.since_ns) / 1e9)
-        words = f"#{ticket.ticket} {one_line(ticket.session)} has {size_text(ticket.size_bytes)} set aside, for {age}"
-        lines.append(_cut(Text(words, style="dim"), width))
-    return lines
+def queue_lines(status: Status, count: int, width: int) -> list[Text]:
+    """Return who waits, for what and for whom, in the order of their turns; then what is set aside for later.
+
+    Of what does not fit into `count` lines, the last one tells how much it is.
+    """
+    entries = [_waiting(ticket, status.now_ns, width) for ticket in status.queue[:count]]
+    entries += [_set_aside(ticket, status.now_ns, width) for ticket in status.holds[:count]]
+    lines = [line for entry in entries for line in entry]
+    many = len(status.queue) + len(status.holds)
+    if len(lines) <= count and many == len(entries):
+        return lines
+    kept, shown = list[Text](), 0
+    for entry in entries:
+        if len(kept) + len(entry) >= count and kept:
+            break
+        kept += entry
+        shown += 1
+    return [*kept, _cut(Text(f"and {many - shown} more", style="dim"), width)] if many > shown else kept
 
 
 def event_lines(lines: Sequence[Line], count: int, width: int) -> list[Text]:
@@ -108,6 +116,12 @@ def _event(line: Line, width: int) -> Text:
     if line.times > 1:
         text.append(f" (×{line.times})", style="dim")
     return _cut(text, width)
+
+
+def _set_aside(ticket: TicketStatus, now_ns: int, width: int) -> list[Text]:
+    age = age_text((now_ns - ticket.since_ns) / 1e9)
+    words = f"#{ticket.ticket} {one_line(ticket.session)} has {size_text(ticket.size_bytes)} set aside, for {age}"
+    return [_cut(Text(words, style="dim"), width)]
 
 
 def _waiting(ticket: TicketStatus, now_ns: int, width: int) -> list[Text]:

@@ -51,6 +51,11 @@ class SeenTop(Top):
             lines[y] = lines.get(y, "") + html.unescape(words).replace("\xa0", " ")
         return "\n".join(lines.values())
 
+    async def next_drawing(self) -> None:
+        """Wait until it is drawn once more."""
+        self._drawn.clear()
+        await asyncio.wait_for(self._drawn.wait(), DEADLINE_S)
+
     async def until(self, pilot: Pilot[None], *words: str) -> str:
         """Wait until all of these are to be read; it draws at least once a second."""
         async with asyncio.timeout(DEADLINE_S):
@@ -128,6 +133,7 @@ def test_a_screen_of_any_size_says_who_holds_what(attended: "RunningBroker", siz
         assert len(lines) <= size[1]
         assert all(len(line.rstrip()) <= size[0] for line in lines)
         assert "its growth is over" in text or size[0] < 80
+        assert ("5 min" in text) == (size[1] >= 20)
         assert ("of the device" in text) == (size[0] > 150)
         await pilot.press("question_mark")
         await app.until(pilot, "pause the row's tag" if size[0] > 60 else "pause the row's")
@@ -144,7 +150,9 @@ def test_a_pause_and_a_resume_come_after_a_question(attended: "RunningBroker", s
             await app.until(pilot, "Pause aaa/kv_cache?", "It is resident, 4.0 MiB")
             assert state_of(control, "aaa") == "resident"
             await pilot.press(no)
-        await pilot.press("r", "n", "p", "y")
+        await pilot.press("r")
+        await app.next_drawing()
+        await pilot.press("n", "p", "y")
         await app.until(pilot, "aaa/kv_cache is paused", "idle")
         assert state_of(control, "aaa") == "idle"
         await pilot.press("p", "n", "r", "y")
@@ -194,7 +202,7 @@ def test_who_waits_is_shown_until_nobody_does(
     async def story(app: SeenTop, pilot: Pilot[None]) -> None:
         await app.until(pilot, "trainer/params needs 48.0 MiB", "waits for rollout/kv_cache (resident, 32.0 MiB)")
         await pilot.press("end", "p", "y")
-        await app.until(pilot, "nobody", "all has arrived", "48.0 MiB of 64.0 MiB, 75%")
+        await app.until(pilot, "nobody", "all has arrived", "rollout/kv_cache is paused")
 
     watch(broker, (80, 24), story)
     assert trainer.hear() == "resumed"
@@ -212,6 +220,9 @@ def test_a_daemon_that_goes_away_and_comes_back(broker: "RunningBroker", start_w
         await asyncio.to_thread(broker.start_again)
         text = await app.until(pilot, "answers again", "nobody is attached", f"pid {broker.process.pid}")
         assert "no answer since" not in text
+        with controlling(broker) as control:
+            control.mark("told by another daemon")
+            await app.until(pilot, "told by another daemon")
 
     watch(broker, (80, 24), story)
 

@@ -260,7 +260,7 @@ def everything(shown: Status, width: int) -> list[Text]:
         remarks,
         heading(width),
         *(row_text(row, shown, colours, width) for row in rows_of(shown)),
-        *panels.queue_lines(shown, width),
+        *panels.queue_lines(shown, 20, width),
         *panels.event_lines([line], 1, width),
     ]
 
@@ -294,14 +294,24 @@ def test_rows_and_their_heading_stay_in_line() -> None:
 
 
 def test_who_waits_is_told_with_whom_they_wait_for() -> None:
-    first, second, third, fourth, last = panels.queue_lines(busy(), 200)
+    first, second, third, fourth, last = panels.queue_lines(busy(), 5, 200)
     assert first.plain == "#7 trainer/params needs 12.0 MiB, has 4.0 MiB, for 2.0 s, 8.0 s left"
     assert second.plain.startswith("   waits for rollout/[b]0 (resident, 1.0 MiB), rollout/[b]1")
     assert second.plain.endswith("and 2 more")
     assert third.plain.startswith("#8 trainer needs")
     assert "on its way" in fourth.plain
     assert last.plain == "#9 trainer has 12.0 MiB set aside, for 2.0 s"
-    assert panels.queue_lines(status(), 80) == []
+    assert panels.queue_lines(status(), 5, 80) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "tickets", "more"), [(1, 1, 2), (2, 1, 2), (3, 1, 2), (4, 1, 2), (5, 3, 0), (9, 3, 0)]
+)
+def test_of_a_long_queue_the_first_are_shown_and_the_others_counted(count: int, tickets: int, more: int) -> None:
+    lines = [line.plain for line in panels.queue_lines(busy(), count, 80)]
+    assert len(lines) <= max(count, 3), lines
+    assert sum(line.startswith("#") for line in lines) == tickets
+    assert (lines[-1] == f"and {more} more") == bool(more)
 
 
 def test_the_latest_events_are_those_that_are_shown() -> None:
