@@ -500,8 +500,8 @@ class Memory:
     def close(self) -> None:
         """End the use of this object, as often as `connect` returned it.
 
-        Tensors that are alive stay valid and resident as they were; their memory goes back as they die, and the session
-        ends with the last of them. Closing once more than connected is no error, nor is closing in a forked child.
+        Tensors that are alive stay valid and resident as they were; their memory goes back as they die (on a GPU, as torch
+        next empties its caches), and the session ends with the last. Closing too often, or in a forked child, is no error.
         """
         if _attachments.release(self):
             self._closed = True

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
+from inspect import signature
+from typing import cast
 
 import torch
 from torch.cuda.memory import (  # type: ignore[attr-defined]  # torch's
@@ -23,6 +25,7 @@ from torch.cuda.memory import (  # type: ignore[attr-defined]  # torch's
     _cuda_beginAllocateToPool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     _cuda_endAllocateToPool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     _cuda_releasePool,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    memory_snapshot,  # pyright: ignore[reportUnknownVariableType]
 )
 
 from vrambroker.broker.core.errors import InvalidArgument, NotQuiescent, WrongState
@@ -72,6 +75,8 @@ class CudaTensors:
         self._idle: dict[native.Lease | None, list[MemPool]] = {}
         self._entered: dict[native.Lease | None, int] = {}
         self._graph_pools: dict[native.Lease, MemPool] = {}
+        # Let go of while tensors were alive there: what torch caches of them since is known to nobody else.
+        self._let_go_of: dict[native.Lease | None, list[MemPool]] = {}
         # Where all threads allocate while the process's own memory is paused.
         self._asleep: MemPool | None = None
         # What was cached still when torch had emptied its caches: it won't go by doing that again.
@@ -165,13 +170,20 @@ class CudaTensors:
             raise NotQuiescent(message="a CUDA graph is being captured: pause before or after it", scope="capture")
         self._stuck_bytes = 0
         with self._lock:
-            idle = [
-                pool for lease in tuple(self._idle) if lease and lease.tag in tags for pool in self._idle.pop(lease)
-            ]
+            idle = _taken_out(self._idle, tags)
+            before = _taken_out(self._let_go_of, tags)
+        left = [(lease, pool, _segments(pool)) for lease, pool in before]
         try:
-            self._let_go(idle)
+            if idle or any(_caches(segments) for _, _, segments in left):
+                self._let_go([pool for _, pool in idle])
+                left = [(lease, pool, _segments(pool)) for lease, pool in idle + before]
         except RuntimeError as error:
             raise NotQuiescent(message=f"the GPU's work can't be waited for: {error}") from error
+        finally:
+            with self._lock:
+                for lease, pool, segments in left:
+                    if segments:
+                        self._let_go_of.setdefault(lease, []).append(pool)
 
     def before_seal(self, tags: tuple[str, ...]) -> None:
         """Have no pool left that would hand out or write to memory of these tags. Raises `WrongState` for one that would."""
@@ -196,10 +208,12 @@ class CudaTensors:
         with self._lock:
             self._closed = True
             pools = [pool for idle in self._idle.values() for pool in idle] + list(self._graph_pools.values())
-            self._idle, self._graph_pools = {}, {}
+            before = [pool for let_go in self._let_go_of.values() for pool in let_go]
+            self._idle, self._graph_pools, self._let_go_of = {}, {}, {}
         # After a fault of the GPU there is nothing to give back.
         with suppress(RuntimeError):
-            self._let_go(pools)
+            if pools or any(_caches(_segments(pool)) for pool in before):
+                self._let_go(pools)
 
     def _is_capturing(self) -> bool:
         # torch asks about the stream of whichever GPU is current.
@@ -207,11 +221,10 @@ class CudaTensors:
             return torch.cuda.is_current_stream_capturing()
 
     def _let_go(self, pools: list[MemPool]) -> None:
-        """Have torch free what nothing uses in these pools, now, and the rest when it empties its caches again."""
+        """Have torch free what nothing uses in these pools, and in those of before, now; the rest when it does so again."""
         for pool in pools:
             _cuda_releasePool(self._index, pool.id)
-        if pools:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     @contextmanager
     def _inside(self, lease: native.Lease | None) -> Generator[None]:
@@ -271,6 +284,30 @@ class CudaTensors:
 
     def _cached_bytes(self) -> int:
         return torch.cuda.memory_reserved(self._index) - torch.cuda.memory_allocated(self._index)
+
+
+def _segments(pool: MemPool) -> list[dict[str, object]]:
+    segments: list[dict[str, object]] = memory_snapshot(pool.id, **_without_traces())  # type: ignore[no-untyped-call]  # torch's
+    return segments
+
+
+@cache
+def _without_traces() -> dict[str, bool]:
+    # A recorded history may be long, and takes as long to read; older ones can't be told to leave it out.
+    names = signature(cast("Callable[..., object]", memory_snapshot)).parameters
+    return {"include_traces": False} if "include_traces" in names else {}
+
+
+def _caches(segments: list[dict[str, object]]) -> bool:
+    return any(segment["allocated_size"] == 0 for segment in segments)
+
+
+def _taken_out(
+    pools: dict[native.Lease | None, list[MemPool]], tags: tuple[str, ...]
+) -> list[tuple[native.Lease, MemPool]]:
+    return [
+        (lease, pool) for lease in tuple(pools) if lease is not None and lease.tag in tags for pool in pools.pop(lease)
+    ]
 
 
 @contextmanager

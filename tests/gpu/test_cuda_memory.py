@@ -53,7 +53,6 @@ def memory(broker: "RunningBroker") -> Iterator[Memory]:
         yield attached
         # What a caught error's traceback keeps alive goes now.
         gc.collect()
-    torch.cuda.empty_cache()
 
 
 @pytest.fixture
@@ -261,10 +260,23 @@ def test_what_is_freed_goes_back_at_the_next_pause(memory: Memory) -> None:
     assert memory.stats().allocated_bytes < 100 * MIB
     memory.resume("weights")
     assert int(kept.sum()) == 64 * MIB
-    memory.pause("weights", release=True)
     del kept
-    torch.cuda.empty_cache()
+    memory.pause("weights", release=True)
     assert memory.stats().allocated_bytes == 0
+
+
+def test_what_is_freed_after_a_pause_goes_back_with_the_end(broker: "RunningBroker") -> None:
+    before, _ = torch.cuda.mem_get_info()
+    with connect("test", broker.device) as memory:
+        with memory.region("weights"):
+            weights = torch.ones(GIB, dtype=torch.uint8, device="cuda")
+        memory.pause("weights")
+        memory.resume("weights")
+        del weights
+        reserved = torch.cuda.memory_reserved()
+    assert torch.cuda.memory_reserved() == reserved - GIB
+    assert broker.stop() == 0
+    assert torch.cuda.mem_get_info()[0] > before - GIB // 2
 
 
 def test_a_pool_is_taken_over_by_the_next_region(memory: Memory) -> None:

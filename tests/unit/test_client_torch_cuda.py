@@ -28,6 +28,8 @@ class FakeTorch:
         self.captured: set[int] = set()
         self.broken = False
         self.pools: dict[tuple[int, int], FakePool] = {}
+        # What is alive in each segment of a pool, in bytes.
+        self.segments: dict[tuple[int, int], list[int]] = {}
         self.released: set[tuple[int, int]] = set()
         # Pools that all threads allocate from, or did: those have one use more to give up.
         self.everybodys: dict[tuple[int, int], bool] = {}
@@ -35,7 +37,7 @@ class FakeTorch:
         self.made = self.died = 0
         self.reserved_bytes = self.allocated_bytes = self.emptied = 0
         self.free_bytes = 64 * GIB
-        self.waits = 0
+        self.waits = self.snapshots = 0
 
     @contextmanager
     def device(self, index: int) -> Generator[None]:
@@ -89,7 +91,16 @@ class FakeTorch:
         self.emptied += 1
         self.emptied_beside.append(sum(self.everybodys.values()))
         for number in self.released:
-            self.pools.pop(number, None)
+            self.segments[number] = [alive for alive in self.segments.get(number, []) if alive]
+            if not self.segments[number]:
+                self.pools.pop(number, None)
+
+    def memory_snapshot(
+        self, number: tuple[int, int], include_traces: bool = True
+    ) -> list[dict[str, int]]:  # without traces: they may be long
+        assert not include_traces
+        self.snapshots += 1
+        return [{"allocated_size": alive} for alive in self.segments.get(number, [])]
 
     def current_stream(self, _device: torch.device) -> SimpleNamespace:
         def wait() -> None:
@@ -145,6 +156,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTorch]:
         *("memory_allocated", "mem_get_info", "empty_cache", "current_stream"),
     ):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    monkeypatch.setattr(torch_cuda, "memory_snapshot", fake.memory_snapshot)
     monkeypatch.setattr(torch_cuda, "_cuda_releasePool", fake.release_pool)
     monkeypatch.setattr(torch_cuda, "_cuda_beginAllocateToPool", fake.begin_pool)
     monkeypatch.setattr(torch_cuda, "_cuda_endAllocateToPool", fake.end_pool)
@@ -231,6 +243,45 @@ def test_a_pause_on_a_gpu_that_failed_is_refused(fake: FakeTorch) -> None:
     with side.region(weights, timeout_s=1):
         pass
     side.close()
+
+
+def _paused_with_two_tensors(fake: FakeTorch, side: CudaTensors) -> list[int]:
+    """Pause a tag of two segments; returns what is alive in each, to be written to."""
+    with side.region(lease("weights"), timeout_s=1):
+        alive = fake.segments[fake.entered[0][1].id] = [GIB, GIB]
+    side.before_pause(("weights",))
+    assert fake.emptied == 1
+    (number,) = fake.pools
+    assert fake.segments[number] == alive
+    return fake.segments[number]
+
+
+def test_what_dies_after_a_pause_goes_back_at_the_next_one(fake: FakeTorch) -> None:
+    side = tensors()
+    alive = _paused_with_two_tensors(fake, side)
+    side.before_pause(("weights",))
+    side.before_pause(("cache",))
+    assert fake.emptied == 1, "nothing died, so torch keeps its other caches"
+    alive[0] = 0
+    side.before_pause(("cache",))
+    assert fake.emptied == 1, "nothing of this tag died"
+    side.before_pause(("weights",))
+    assert fake.emptied == 2
+    assert list(fake.segments.values()) == [[GIB]]
+    next(iter(fake.segments.values()))[0] = 0
+    side.before_pause(("weights",))
+    assert not fake.pools
+    looked_at = fake.snapshots
+    side.before_pause(("weights",))
+    assert fake.emptied == 3
+    assert fake.snapshots == looked_at, "nothing is left to look at"
+
+
+def test_what_dies_after_a_pause_goes_back_at_the_end(fake: FakeTorch) -> None:
+    side = tensors()
+    _paused_with_two_tensors(fake, side)[:] = [0, 0]
+    side.close()
+    assert not fake.pools
 
 
 def test_a_capture_on_another_gpu_is_another_matter(fake: FakeTorch) -> None:
