@@ -70,7 +70,7 @@ _BROAD = (
     Column(title="contents", width=12),
     Column(title="state", width=8),
     Column(title="device", width=10, right=True),
-    Column(title="of the device", width=_BAR_CELLS),
+    Column(title="share", width=_BAR_CELLS),
     Column(title="host", width=10, right=True),
     Column(title="since", width=11, right=True),
 )
@@ -79,7 +79,7 @@ _WIDE = (
     Column(title="contents", width=12),
     Column(title="state", width=26),
     Column(title="device", width=10, right=True),
-    Column(title="of the device", width=_BAR_CELLS),
+    Column(title="share", width=_BAR_CELLS),
     Column(title="host", width=26, right=True),
     Column(title="since", width=11, right=True),
 )
@@ -108,7 +108,7 @@ def row_text(row: Row, status: Status, colours: Colours, width: int) -> Text:
         "contents": Text(_contents(row.tag)),
         "state": _state(row, width),
         "device": Text(size_text(row.tag.device_bytes) if row.tag else _NO_LEASE),
-        "of the device": _share(row, status, colours),
+        "share": _share(row, status, colours),
         "host": _host(row.tag, width),
         "since": Text(age_text((status.now_ns - row.tag.since_ns) / 1e9) if row.tag else ""),
     }

@@ -134,7 +134,7 @@ def test_a_screen_of_any_size_says_who_holds_what(attended: "RunningBroker", siz
         assert all(len(line.rstrip()) <= size[0] for line in lines)
         assert "its growth is over" in text or size[0] < 80
         assert ("5 min" in text) == (size[1] >= 20)
-        assert ("of the device" in text) == (size[0] > 150)
+        assert ("share" in text) == (size[0] > 150)
         await pilot.press("question_mark")
         await app.until(pilot, "pause the row's tag" if size[0] > 60 else "pause the row's")
 
