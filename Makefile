@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
+# How many tests with processes of their own run at once.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -73,7 +75,7 @@ unit: setup ## unit, property and simulation tests
 	$(BIN)/pytest -q tests/unit tests/property tests/simulation tests/tidy
 
 test: check native-test ## everything that runs without a GPU
-	$(BIN)/pytest -q tests/contract tests/process
+	$(BIN)/pytest -q -n $(JOBS) --dist worksteal tests/contract tests/process
 
 native-test: setup ## the C++ tests, plain and under ASan and UBSan
 	@cmake -S native -B build/native -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null && cmake --build build/native && ctest --test-dir build/native --output-on-failure

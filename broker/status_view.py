@@ -1,6 +1,6 @@
 """How a person and a script see the status of a node's devices: rich tables, and values for JSON.
 
-The JSON keys are a contract with scripts (README, "CLI"): they are the fields of `vrambroker.client.status`, sizes in bytes
+The JSON keys are a contract with scripts (docs/commands.md): they are the fields of `vrambroker.client.status`, sizes in bytes
 and instants in nanoseconds on the daemon's clock, of which `now_ns` is the present.
 """
 

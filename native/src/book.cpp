@@ -154,6 +154,16 @@ bool Book::release_spares(Clock::time_point by) {
   return any;
 }
 
+bool Book::is_giving_back() const {
+  for (const auto &lease : leases) {
+    if (!lease->range.empty().empty()) return true;
+    for (const auto &[number, slot] : lease->slots) {
+      if (slot.motion == Motion::returning) return true;
+    }
+  }
+  return false;
+}
+
 std::optional<Clock::time_point> Book::spares_due() const {
   std::optional<Clock::time_point> due;
   for (const auto &lease : leases) {

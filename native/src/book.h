@@ -84,6 +84,8 @@ class Book {
 
   // Has slots that were lent to spare given back, where their time was over by then. Returns whether there were any.
   bool release_spares(Clock::time_point by);
+  // Whether slots are on their way back, or about to be.
+  bool is_giving_back() const;
   // When the next are due.
   std::optional<Clock::time_point> spares_due() const;
 
@@ -114,6 +116,8 @@ class Book {
   // Sweeps that were asked for, and how many of those are over: then what had been free is on its way to the daemon.
   uint64_t sweeps_wanted = 0;
   uint64_t sweeps_done = 0;
+  // How often the daemon was told that slots come back.
+  uint64_t returns = 0;
   uint64_t reserved_bytes = 0;
   uint64_t mapped_bytes = 0;
   uint64_t copied_out_bytes = 0;

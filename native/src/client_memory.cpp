@@ -75,11 +75,14 @@ void Client::settle_growth(Lock &lock, Lease &lease, Clock::time_point deadline,
 
 void Client::grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &window, Clock::time_point deadline,
                                uint32_t timeout_ms) {
+  const uint64_t returns = book_.returns;
   try {
     grow(lock, lease, window, left_of(deadline, timeout_ms));
   } catch (const Error &error) {
-    // What other leases of this process have to spare may be all that is missing.
-    if (error.name != "OutOfDeviceMemory" || !book_.release_spares(Clock::time_point::max())) throw;
+    if (error.name != "OutOfDeviceMemory") throw;
+    // All that is missing may be what leases of this process have to spare, or gave back once the daemon had been asked.
+    const bool spares = book_.release_spares(Clock::time_point::max());
+    if (!spares && !book_.is_giving_back() && book_.returns == returns) throw;
     wake_.ring();
     give_back(lock, book_.sweeps_wanted, deadline);
   }

@@ -519,6 +519,24 @@ TEST(client, what_is_spare_goes_back_before_another_lease_is_refused) {
   growing.join();
 }
 
+TEST(client, what_goes_back_while_another_lease_asks_is_no_reason_to_refuse_it) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
+  Background growing([&] {
+    allocate(lease, FRAME);
+    allocate(lease, FRAME);
+    allocate(other, FRAME);
+  });
+  peer.serve_lease(3, {{4}});
+  peer.serve_lease(3, {{5}, {6}});
+  const auto refused = peer.expect<record::Lease>();
+  CHECK(peer.expect<record::Return>().slots == std::vector<uint64_t>{6});
+  peer.error(refused.request, "OutOfDeviceMemory", "full");
+  CHECK_EQ(peer.serve_lease(7, {{8}}).tag, "cache");
+  growing.join();
+}
+
 TEST(client, what_is_spare_goes_back_before_a_resume) {
   Peer peer;
   vrb_client *client = attach(peer);

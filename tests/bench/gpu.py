@@ -29,7 +29,7 @@ RESULTS_OF = ("broker", "tms", "plain")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What README says of a figure, and its prediction; `floor` names another figure of the `plain` run, if it differs."""
+    """What figures.md says of a figure, and its prediction; `floor` names another figure of the `plain` run, if it differs."""
 
     name: str
     what: str

@@ -33,7 +33,7 @@ HOST_BUDGET = scaled(80 * 1024)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What README says of a figure, and its prediction. `floor`: its name among the floors, if it has another there."""
+    """What figures.md says of a figure, and its prediction. `floor`: its name among the floors, if it has another there."""
 
     name: str
     what: str

@@ -37,7 +37,7 @@ class Result:
 def write_results(
     file: str, device: str, driver: str, results: list[Result], *, beside: Mapping[str, object] | None = None
 ) -> None:
-    """Write one file under `results/`, from which README's table is made; `beside` is for readers of the file alone."""
+    """Write one file under `results/`, from which docs/figures.md is made; `beside` is for readers of the file alone."""
     RESULTS.mkdir(exist_ok=True)
     content = {
         "device": device,

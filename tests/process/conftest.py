@@ -79,7 +79,7 @@ class RunningBroker:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "vrambroker.broker.cli", "serve", "--device", self.device]
-        # Its own: a daemon goes on telling its status to where it was started from.
+        # One for each daemon: another one of this test goes on telling its own how it is.
         address = str(self.run_dir / f"{self.device}.ready")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self._log.open("ab") as log:
             ready.bind(address)
