@@ -19,7 +19,7 @@ OFFLINE := $(wildcard .wheels)
 endif
 # What a machine needs on top where there is a GPU: `make demo` runs on it.
 GPU := $(wildcard /dev/nvidiactl)
-EXTRAS := broker demo dev$(if $(GPU), cuda)
+EXTRAS := broker demo top dev$(if $(GPU), cuda)
 ifdef OFFLINE
 PIP := $(PY) -m pip install -q --no-index --find-links .wheels
 else

@@ -141,6 +141,20 @@ def status(
             raise typer.Exit(1)
 
 
+@app.command()
+def top(device: Device = None, run_dir: RunDir = None) -> None:
+    """Watch one daemon on a terminal: who holds what, who waits, what happens; pause and resume tags (keys: ?)."""
+    from vrambroker.broker.top.start import require_screen
+    from vrambroker.broker.top.start import run as run_top
+
+    _use_run_dir(run_dir)
+    with reported():
+        require_screen()
+        with _acting_on(_one_endpoint(device)) as control:
+            code = run_top(control)
+    raise typer.Exit(code)
+
+
 def _repeat(show: Callable[[], None]) -> None:
     """Show it every second until interrupted."""
     try:
