@@ -19,14 +19,14 @@ OFFLINE := $(wildcard .wheels)
 endif
 # What a machine needs on top where there is a GPU: `make demo` runs on it.
 GPU := $(wildcard /dev/nvidiactl)
-EXTRAS := broker demo dev$(if $(GPU), cuda)
+EXTRAS := broker demo top dev$(if $(GPU), cuda)
 ifdef OFFLINE
 PIP := $(PY) -m pip install -q --no-index --find-links .wheels
 else
 PIP := $(PY) -m pip install -q -c constraints.txt
 endif
 
-.PHONY: help setup demo test check format lint types layering unit sim bench native-test test-process test-gpu clean
+.PHONY: help setup demo test check format lint types layering unit sim bench native-test test-process test-gpu pictures clean
 
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -93,6 +93,9 @@ bench: setup ## measure on this machine, and on its GPU if there is one; results
 	$(PY) tests/bench/fragmentation.py
 	@if nvidia-smi -L >/dev/null 2>&1; then for part in gpu gpu_swap gpu_arbiter gpu_process; do $(PY) tests/bench/$$part.py || failed=1; done; $(PY) tests/bench/gpu_process.py default || failed=1; [ -z "$$failed" ]; else echo "SKIPPED: nvidia-smi shows no GPU on this machine, so nothing was measured on one"; fi
 	$(PY) tests/bench/readme_table.py
+
+pictures: setup ## draw the two pictures of docs/timeline.md again
+	PYTHONPATH=tests/bench $(PY) tests/bench/awake.py
 
 clean: ## remove what was built
 	rm -rf build out $(VENV) .typing/vrambroker/v1

@@ -140,6 +140,20 @@ def status(
             raise typer.Exit(1)
 
 
+@app.command()
+def top(device: Device = None, run_dir: RunDir = None) -> None:
+    """Watch one daemon on a terminal: who holds what, who waits, what happens; pause and resume tags (keys: ?)."""
+    from vrambroker.broker.top.start import require_screen
+    from vrambroker.broker.top.start import run as run_top
+
+    _use_run_dir(run_dir)
+    with reported():
+        require_screen()
+        with _acting_on(_one_endpoint(device)) as control:
+            code = run_top(control)
+    raise typer.Exit(code)
+
+
 def _repeat(show: Callable[[], None]) -> None:
     """Show it every second until interrupted."""
     try:
@@ -306,16 +320,30 @@ def enter(
 
 @app.command()
 def timeline(
-    out: Annotated[Path, typer.Argument(metavar="OUT.svg|OUT.json", help="A picture, or a trace for Perfetto.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT.html|OUT.svg|OUT.json", help="A page to zoom in, a picture, or a trace for Perfetto."
+        ),
+    ],
+    saved: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR|FILE", help="Of a daemon that is gone: what is in its --history-dir."),
+    ] = None,
     device: Device = None,
     run_dir: RunDir = None,
 ) -> None:
-    """Draw the device's and the host's bytes by session and tag over time."""
+    """Draw the device's and the host's bytes by session and tag over time, and what happened."""
     from vrambroker.client.timeline import write_timeline
+    from vrambroker.client.timeline.saved import read_saved
 
     _use_run_dir(run_dir)
-    with reported(), _acting_on(_one_endpoint(device)) as control:
-        write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+    with reported():
+        if saved is not None:
+            write_timeline(out, *read_saved(saved, device))
+            return
+        with _acting_on(_one_endpoint(device)) as control:
+            write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
 
 
 @app.command()

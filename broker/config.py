@@ -107,6 +107,26 @@ class OutsideRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryRules:
+    """What the lines of the latest events may take of the daemon's memory, and of a disk in `folder`; None: no disk."""
+
+    memory_bytes: int = 32 * MIB
+    folder: Path | None = None
+    disk_bytes: int = 256 * MIB
+
+    @staticmethod
+    def of(*, memory: str, folder: Path | None, budget: str) -> "HistoryRules":
+        """Return the rules that these words mean; raises `InvalidArgument`."""
+        if folder is not None:
+            _require_writable(folder, "history_dir")
+        sizes = {"history": parse_size(memory, "history"), "history_budget": parse_size(budget, "history_budget")}
+        for argument, size_bytes in sizes.items():
+            if size_bytes < MIB:
+                raise InvalidArgument(message=f"{argument} of {size_bytes} bytes is less than 1 MiB", argument=argument)
+        return HistoryRules(memory_bytes=sizes["history"], folder=folder, disk_bytes=sizes["history_budget"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Sizes in bytes: the capacity in whole frames, host memory in whole grains of 2 MiB.
 
@@ -123,6 +143,7 @@ class Config:
     outside: OutsideRules = OutsideRules()
     copy_ahead_ns: int | None = None
     metrics: MetricsAddress | None = None
+    history: HistoryRules = HistoryRules()
 
     @property
     def device(self) -> str:
@@ -142,6 +163,7 @@ class Config:
         outside: OutsideRules = OutsideRules(),
         copy_ahead: str | None = None,
         metrics: MetricsAddress | None = None,
+        history: HistoryRules = HistoryRules(),
     ) -> "Config":
         """Return the configuration that these words mean, defaults filled in.
 
@@ -166,6 +188,7 @@ class Config:
             outside=rules,
             copy_ahead_ns=place.copy_ahead_ns if copy_ahead is None else _duration_or_off(copy_ahead),
             metrics=metrics,
+            history=history,
         )
 
 
@@ -178,9 +201,7 @@ def _spill(
     if folder is None or budget is None:
         missing = "spill_dir" if folder is None else "spill_budget"
         raise InvalidArgument(message=f"spill_dir and spill_budget go together: {missing} is not set", argument=missing)
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        why = "is not writable" if folder.is_dir() else "is not a directory"
-        raise InvalidArgument(message=f"spill_dir {folder} {why}", argument="spill_dir")
+    _require_writable(folder, "spill_dir")
     disk = os.statvfs(folder)
     bounds = _Bounds(default_bytes=0, most_bytes=disk.f_bavail * disk.f_frsize, of=f"what is free in {folder}")
     return SpillConfig(
@@ -188,6 +209,13 @@ def _spill(
         budget_bytes=_whole(budget, "spill_budget", bounds, sizes_bytes[0]),
         staging_bytes=_staging_bytes(sizes_bytes, host_bytes),
     )
+
+
+def _require_writable(folder: Path, argument: str) -> None:
+    """Raise `InvalidArgument` if no files can be made there."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "is not writable" if folder.is_dir() else "is not a directory"
+        raise InvalidArgument(message=f"{argument} {folder} {why}", argument=argument)
 
 
 def _staging_bytes(sizes_bytes: tuple[int, ...], host_bytes: int) -> int:

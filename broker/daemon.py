@@ -27,6 +27,7 @@ from vrambroker.broker.adapters.dump import write_dump
 from vrambroker.broker.adapters.fd_reserve import FdReserve
 from vrambroker.broker.adapters.handles import Greeting, HandleServer
 from vrambroker.broker.adapters.history import History
+from vrambroker.broker.adapters.history_files import HistoryFiles
 from vrambroker.broker.adapters.journal import Journal
 from vrambroker.broker.adapters.messages import Here, status_of
 from vrambroker.broker.adapters.metrics.address import listener, remove
@@ -130,6 +131,7 @@ class _Parts:
     spill: Spill
     calls: Calls
     history: History
+    history_files: HistoryFiles | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,21 +189,7 @@ class _Daemon:
 
     def _compose(self) -> _Parts:
         config, clock = self._config, MonotonicClock()
-        limits = Limits(
-            capacity_bytes=config.capacity_bytes,
-            frame_sizes_bytes=config.place.frame_sizes_bytes,
-            host_budget_bytes=config.host_budget_bytes,
-            arena_file_bytes=config.arena_file_bytes,
-            pool_ns=config.place.pool_ns,
-            arena_ahead=config.place.arena_ahead,
-            spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
-            staging_bytes=0 if config.spill is None else config.spill.staging_bytes,
-            device_bytes=None if config.place.keep_free_bytes is None else config.place.device_bytes,
-            keep_free_bytes=config.outside.keep_free_bytes or 0,
-            outside_per_session_bytes=config.outside.per_session_bytes,
-            eager=config.outside.eager,
-            copy_ahead_ns=config.copy_ahead_ns,
-        )
+        limits = _limits_of(config)
         core = Broker(limits) if self._metrics is None else MeteredCore(Broker(limits))
         runtime = Runtime(core=core, clock=clock, on_bug=lambda bug: self._ended_by(runtime, bug))
         frames = config.place.frames(runtime.deliver)
@@ -209,7 +197,9 @@ class _Daemon:
         spill = self._spill(runtime.deliver, arena)
         workers = Workers(frames=frames, arena=arena)
         roster = Roster(submit=runtime.submit, on_gone=workers.gone)
-        calls, history, journal = Calls(), History(), Journal(clock.now)
+        calls, journal = Calls(), Journal(clock.now)
+        history_files = self._history_files(runtime)
+        history = History(config.history.memory_bytes, None if history_files is None else history_files.add)
         here = Here(device=config.device, version=self._version, pid=os.getpid())
 
         def status() -> v1.Status:
@@ -264,6 +254,24 @@ class _Daemon:
             spill=spill,
             calls=calls,
             history=history,
+            history_files=history_files,
+        )
+
+    def _history_files(self, runtime: Runtime) -> HistoryFiles | None:
+        config, loop = self._config, asyncio.get_running_loop()
+        if config.history.folder is None:
+            return None
+        about = v1.Status(
+            device=v1.Device(id=config.device, capacity_bytes=config.capacity_bytes),
+            host=v1.Host(budget_bytes=config.host_budget_bytes),
+            version=self._version,
+            pid=os.getpid(),
+        )
+        return HistoryFiles(
+            config.history.folder,
+            config.history.disk_bytes,
+            about,
+            broken=lambda bug: _soon(loop, partial(runtime.broken, bug)),
         )
 
     def _metrics_server(self, core: Core, frames: Frames, clock: MonotonicClock) -> MetricsServer | None:
@@ -344,6 +352,8 @@ class _Daemon:
         parts.frames.close()
         parts.spill.close()
         parts.arena.close()
+        if parts.history_files is not None:
+            parts.history_files.close()
         asyncio.get_running_loop().remove_reader(self._lock.fileno())
         self._reserve.close()
         for number in (*SIGNALS, signal.SIGHUP):
@@ -381,6 +391,30 @@ class _Daemon:
             log.debug("the loop reports: %s", context.get("message"))
             return
         runtime.broken(error)
+
+
+def _limits_of(config: Config) -> Limits:
+    return Limits(
+        capacity_bytes=config.capacity_bytes,
+        frame_sizes_bytes=config.place.frame_sizes_bytes,
+        host_budget_bytes=config.host_budget_bytes,
+        arena_file_bytes=config.arena_file_bytes,
+        pool_ns=config.place.pool_ns,
+        arena_ahead=config.place.arena_ahead,
+        spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
+        staging_bytes=0 if config.spill is None else config.spill.staging_bytes,
+        device_bytes=None if config.place.keep_free_bytes is None else config.place.device_bytes,
+        keep_free_bytes=config.outside.keep_free_bytes or 0,
+        outside_per_session_bytes=config.outside.per_session_bytes,
+        eager=config.outside.eager,
+        copy_ahead_ns=config.copy_ahead_ns,
+    )
+
+
+def _soon(loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
+    """Have something done on the loop, from another thread; a loop that is closed does nothing more."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(act)
 
 
 def _set_plan(calls: Calls, plan: PhasePlan, name: str, on_refusal: Callable[[BrokerError], None]) -> SetPlan:

@@ -20,6 +20,9 @@ OPTIONS: Final[dict[str, str]] = {
     ),
     "metrics": "Where to tell numbers for Prometheus: unix:PATH, or a port of the loopback such as 127.0.0.1:9464.",
     "metrics_anywhere": "Let metrics be told at an address that other machines can reach.",
+    "history": "What of the host's memory the lines of the latest events may take, for `broker timeline`.",
+    "history_dir": "Where the event stream is written as well, for timelines of a daemon that is gone.",
+    "history_budget": "How much of that disk it may take; the oldest events go first.",
     "run_dir": "Where the sockets are (VRAMBROKER_RUN_DIR, else /run/vrambroker).",
 }
 """By the name that an option has in a file; on the command line it has dashes, in the environment a prefix."""

@@ -29,6 +29,9 @@ def serve(
     metrics_anywhere: Annotated[
         bool | None, typer.Option("--metrics-anywhere", help=OPTIONS["metrics_anywhere"])
     ] = None,
+    history: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["history"])] = None,
+    history_dir: Annotated[Path | None, typer.Option(metavar="DIR", help=OPTIONS["history_dir"])] = None,
+    history_budget: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["history_budget"])] = None,
     run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help=OPTIONS["run_dir"])] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file in TOML with any of these (or VRAMBROKER_CONFIG).")

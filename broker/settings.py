@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from vrambroker.broker.adapters.metrics.address import MetricsAddress, parse_metrics_address, require_allowed
-from vrambroker.broker.config import Config, OutsideRules, Reread, parse_device
+from vrambroker.broker.config import Config, HistoryRules, OutsideRules, Reread, parse_device
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.limits import Eager
 from vrambroker.broker.core.phase import PhasePlan
@@ -101,6 +101,9 @@ class Settings(BaseSettings):
         None, description=OPTIONS["metrics"]
     )
     metrics_anywhere: bool = Field(False, description=OPTIONS["metrics_anywhere"])
+    history: Size = Field("32MiB", description=OPTIONS["history"])
+    history_dir: Path | None = Field(None, description=OPTIONS["history_dir"])
+    history_budget: Size = Field("256MiB", description=OPTIONS["history_budget"])
     run_dir: Path | None = Field(None, description=OPTIONS["run_dir"])
 
 
@@ -224,6 +227,7 @@ def config_of(settings: Settings) -> Config:
         outside=_outside(settings),
         copy_ahead=settings.copy_ahead,
         metrics=_metrics(settings),
+        history=HistoryRules.of(memory=settings.history, folder=settings.history_dir, budget=settings.history_budget),
     )
 
 

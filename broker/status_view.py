@@ -82,7 +82,8 @@ def _session_label(session: SessionStatus) -> str:
     return session.name if session.connected else f"{session.name} (away)"
 
 
-def _on_host(tag: TagStatus) -> str:
+def host_text(tag: TagStatus) -> str:
+    """Return what is set aside for a lease's contents outside of the device."""
     spilled = f" + {size_text(tag.spill_bytes)} spilled" if tag.spill_bytes else ""
     return f"{size_text(tag.host_bytes)}{spilled}"
 
@@ -99,16 +100,16 @@ def _sessions_table(status: Status) -> FittedTable:
                 *head,
                 tag.tag,
                 f"{tag.contents}, sealed" if tag.sealed else tag.contents,
-                Text(_state_text(tag), style=STATE_STYLES.get(tag.state, "")),
+                Text(state_text(tag), style=STATE_STYLES.get(tag.state, "")),
                 size_text(tag.device_bytes),
-                _on_host(tag),
+                host_text(tag),
                 age_text((status.now_ns - tag.since_ns) / 1e9),
             )
             head = ("", "")
     return table
 
 
-def _state_text(tag: TagStatus) -> str:
+def state_text(tag: TagStatus) -> str:
     """Return the state, how much of what is idle can be taken without a copy, and who else has it mapped."""
     copied = f", {size_text(tag.copied_bytes)} copied" if tag.copied_bytes else ""
     names = list(dict.fromkeys(reader.session for reader in tag.readers))

@@ -184,6 +184,8 @@ class StreamEvent:
     """One line of the event stream; fields that don't apply to its `kind` are 0 or empty.
 
     `sequence` counts up by one; a gap means that this watcher was too slow. `time_ns` is since the epoch.
+    `outside_bytes`: what of the device is in use outside of leases; None in a line that does not tell.
+    `standing`: it is older than what the daemon remembers in full, and still held when that begins.
     """
 
     sequence: int
@@ -204,6 +206,8 @@ class StreamEvent:
     phase: str = ""
     spill_bytes: int = 0
     copied_bytes: int = 0
+    outside_bytes: int | None = None
+    standing: bool = False
 
 
 def status_of(message: "broker_pb2.Status") -> Status:
@@ -272,6 +276,8 @@ def event_of(message: "broker_pb2.Event") -> StreamEvent:
         copied_bytes=message.copied_bytes,
         phase=message.phase,
         spill_bytes=message.spill_bytes,
+        outside_bytes=message.outside_bytes if message.HasField("outside_bytes") else None,
+        standing=message.standing,
     )
 
 

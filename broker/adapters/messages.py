@@ -145,6 +145,8 @@ def event_of(line: Line) -> v1.Event:
         host_file_bytes=told.host_file_bytes,
         spill_bytes=told.spill_bytes,
         phase=told.phase,
+        outside_bytes=told.outside_bytes,
+        standing=line.standing,
     )
 
 

@@ -414,6 +414,7 @@ class Publish:
     `spill_bytes` are set aside in the spill store, by the lease or in all. SPILLED tells of contents that will be kept
     there, since the arena has no room for them.
     `copied_bytes`: what of an idle lease is in the arena already, so that taking it is an unmap.
+    `outside_bytes`: what of the device is in use outside of leases; None in a line that does not tell.
     """
 
     kind: Kind
@@ -432,6 +433,7 @@ class Publish:
     held_bytes: int = 0
     host_file_bytes: int = 0
     spill_bytes: int = 0
+    outside_bytes: int | None = None
     holders: tuple[str, ...] = field(default_factory=tuple[str, ...])
     phase: str = ""
 

@@ -10,7 +10,7 @@ ask, it has idle memory leave until as much again is free. That is withheld from
 
 from vrambroker.broker.core import hold, recall, scheduler
 from vrambroker.broker.core.book import Book
-from vrambroker.broker.core.effects import Kind
+from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.ids import OUTSIDE, Instant, TicketId
 from vrambroker.broker.core.lease import Lease
 from vrambroker.broker.core.limits import Eager
@@ -170,7 +170,14 @@ def publish(book: Book) -> None:
     """Tell what is outside, and what is done about it."""
     used_bytes, reason = book.outside.used_bytes, eager_because(book)
     why = f"{used_bytes} bytes are outside of leases; {target_bytes(book)} of the capacity are kept out of use for that"
-    book.publish(Kind.OUTSIDE_CHANGED, f"{why}; what is idle is taken: {reason}" if reason else why)
+    book.emit(
+        Publish(
+            kind=Kind.OUTSIDE_CHANGED,
+            at=book.now,
+            why=f"{why}; what is idle is taken: {reason}" if reason else why,
+            outside_bytes=used_bytes,
+        )
+    )
 
 
 def next_deadline(book: Book) -> Instant | None:

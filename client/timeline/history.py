@@ -1,32 +1,45 @@
 """The event stream folded into tracks: what each tag of each session had on the device and on the host, and when.
 
 Events tell changes; a picture needs values over time. A track is a step function: each step holds until the next.
+What held before the first event that is remembered in full holds from the beginning.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from vrambroker.client.status import Status, StreamEvent
+from vrambroker.client.timeline.incidents import Incident, Wait, incidents_of, waits_of
 
 LEASE_CHANGED = "lease_changed"
 DEVICE_CHANGED = "device_changed"
 SESSION_ENDED = "session_ended"
+RECALLED = "recalled"
 MARKED = "marked"
 PHASE_ENTERED = "phase_entered"
+# What is on the device of a partial lease is paused, too.
+PAUSED = frozenset({"idle", "partial"})
+MOVING = frozenset({"leaving", "arriving"})
 
 _NUMBERED = re.compile(r"(?P<stage>.*?\D)[\s#:/-]+(?P<number>\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """From `at_ns` on, and until the next step."""
+    """From `at_ns` on, and until the next step. `why` it came to that, in the daemon's words; `cause`: who wanted the memory
+    that is leaving, and what for. Of the bytes on the device `idle_bytes` are paused and in place, `moving_bytes` are of
+    leases that are leaving or arriving.
+    """
 
     at_ns: int
     device_bytes: int
     host_bytes: int
     state: str
+    why: str = ""
+    cause: str = ""
+    idle_bytes: int = 0
+    moving_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +60,15 @@ class Total:
     held_bytes: int
     free_bytes: int
     host_bytes: int
+    host_file_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What of the device is in use outside of leases, from `at_ns` on."""
+
+    at_ns: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +91,7 @@ class History:
 
     device: str
     capacity_bytes: int
+    host_budget_bytes: int
     peak_lent_bytes: int
     begin_ns: int
     end_ns: int
@@ -76,59 +99,104 @@ class History:
     tracks: tuple[Track, ...]
     totals: tuple[Total, ...]
     stages: tuple[Stage, ...]
+    outside: tuple[Outside, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    incidents: tuple[Incident, ...] = ()
 
 
 @dataclass(slots=True)
 class _Growing:
-    """A track in the making: what each of its leases has now, and the steps so far."""
+    """A track in the making: what each of its leases has now, and the steps so far. `causes`: of each lease that gives
+    frames up, why.
+    """
 
     leases: dict[int, StreamEvent] = field(default_factory=dict[int, StreamEvent])
     steps: list[Step] = field(default_factory=list[Step])
+    causes: dict[int, str] = field(default_factory=dict[int, str])
 
-    def now(self, at_ns: int) -> None:
+    def change(self, event: StreamEvent) -> None:
+        self.leases[event.lease] = event
+        if not event.state:
+            del self.leases[event.lease]
+        cause = self.causes.get(event.lease, "")
+        self.now(event.time_ns, event.why, cause)
+        if event.state not in ("leaving", "arriving"):
+            self.causes.pop(event.lease, None)
+
+    def now(self, at_ns: int, why: str, cause: str = "") -> None:
         states = {lease.state for lease in self.leases.values()}
         step = Step(
             at_ns=at_ns,
             device_bytes=sum(lease.device_bytes for lease in self.leases.values()),
             host_bytes=sum(lease.host_bytes for lease in self.leases.values()),
             state=states.pop() if len(states) == 1 else ("partial" if states else ""),
+            why=why,
+            cause=cause,
+            idle_bytes=self._bytes_in(PAUSED),
+            moving_bytes=self._bytes_in(MOVING),
         )
         if self.steps and self.steps[-1].at_ns == at_ns:
             self.steps.pop()
         self.steps.append(step)
 
+    def _bytes_in(self, states: frozenset[str]) -> int:
+        return sum(lease.device_bytes for lease in self.leases.values() if lease.state in states)
+
 
 def history_of(status: Status, events: Sequence[StreamEvent]) -> History:
     """Fold events, in their order, into tracks. `status` is asked what events don't tell: device and capacity."""
+    remembered = sum(bool(event.sequence) and not event.standing for event in events)
+    events = from_the_beginning(events)
     begin_ns, end_ns = events[0].time_ns, events[-1].time_ns
     growing = _grow(events)
     for key, device_bytes, host_bytes, state in _untold(status, set(growing)):
         growing[key] = _Growing(
-            steps=[Step(at_ns=begin_ns, device_bytes=device_bytes, host_bytes=host_bytes, state=state)]
+            steps=[
+                Step(
+                    at_ns=begin_ns,
+                    device_bytes=device_bytes,
+                    host_bytes=host_bytes,
+                    state=state,
+                    idle_bytes=device_bytes if state in PAUSED else 0,
+                )
+            ]
         )
     totals = tuple(_total(event) for event in events if event.kind == DEVICE_CHANGED)
+    end_ns = max(end_ns, begin_ns + 1)
     return History(
         device=status.device.id,
         capacity_bytes=status.device.capacity_bytes,
+        host_budget_bytes=status.host.budget_bytes,
         peak_lent_bytes=max((total.lent_bytes for total in totals), default=status.device.lent_bytes),
         begin_ns=begin_ns,
-        end_ns=max(end_ns, begin_ns + 1),
-        complete=events[0].sequence == 1 and events[-1].sequence == len(events),
+        end_ns=end_ns,
+        complete=events[-1].sequence == remembered,
         tracks=_in_order(growing),
         totals=totals,
         stages=_stages(events, end_ns),
+        outside=tuple(
+            Outside(at_ns=event.time_ns, size_bytes=event.outside_bytes)
+            for event in events
+            if event.outside_bytes is not None
+        ),
+        waits=waits_of(events, end_ns),
+        incidents=incidents_of(events),
     )
+
+
+def from_the_beginning(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    """Return the events with what already held when the first other one happened put at that time."""
+    begin_ns = next((event.time_ns for event in events if not event.standing), events[-1].time_ns)
+    return [replace(event, time_ns=begin_ns) if event.standing else event for event in events]
 
 
 def _grow(events: Sequence[StreamEvent]) -> dict[tuple[str, str], _Growing]:
     growing: dict[tuple[str, str], _Growing] = {}
     for event in events:
         if event.kind == LEASE_CHANGED:
-            track = growing.setdefault((event.session, event.tag), _Growing())
-            track.leases[event.lease] = event
-            if not event.state:
-                del track.leases[event.lease]
-            track.now(event.time_ns)
+            growing.setdefault((event.session, event.tag), _Growing()).change(event)
+        elif event.kind == RECALLED and (event.session, event.tag) in growing:
+            growing[event.session, event.tag].causes[event.lease] = event.why
         elif event.kind == SESSION_ENDED:
             _end(growing, event)
     return growing
@@ -139,7 +207,7 @@ def _end(growing: dict[tuple[str, str], _Growing], event: StreamEvent) -> None:
     for (session, _), track in growing.items():
         if session == event.session and track.leases:
             track.leases.clear()
-            track.now(event.time_ns)
+            track.now(event.time_ns, event.why)
 
 
 def _untold(status: Status, told: set[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], int, int, str]]:
@@ -164,6 +232,7 @@ def _total(event: StreamEvent) -> Total:
         held_bytes=event.held_bytes,
         free_bytes=event.free_bytes,
         host_bytes=event.host_bytes,
+        host_file_bytes=event.host_file_bytes,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from vrambroker.client.timeline import svg
-from vrambroker.client.timeline.history import History, Stage
+from vrambroker.client.timeline.history import PAUSED, History, Stage
 from vrambroker.client.timeline.scale import Scale, byte_ticks, bytes_text, second_ticks, seconds_text
 from vrambroker.client.timeline.stack import Span, Stack, cycles, even, focus, highest, mean, stack, whole
 
@@ -204,7 +204,7 @@ def _areas(history: History, panel: Panel, shown: Stack, what: str) -> Iterator[
         if area:
             title = svg.element("title", f"{escape(name)} on the {what}")
             yield svg.element("path", title, class_=f"{what} area", id=f"{what}:{name}", d=area, fill=colour)
-        idle = [top if state == "idle" else low for top, low, state in zip(tops, bottoms, states, strict=True)]
+        idle = [top if state in PAUSED else low for top, low, state in zip(tops, bottoms, states, strict=True)]
         hatched = svg.stairs(edges, idle, bottoms) if what == "device" else ""
         if hatched:
             yield svg.element("path", d=hatched, fill="url(#idle)", fill_opacity=0.75)

@@ -139,7 +139,7 @@ def test_a_second_daemon_names_the_first(broker: "RunningBroker", start_broker: 
     assert str(broker.process.pid) in done.stderr
 
 
-@pytest.mark.parametrize("name", ["out.svg", "out.json"])
+@pytest.mark.parametrize("name", ["out.svg", "out.json", "out.html"])
 def test_timeline_is_written(broker: "RunningBroker", start_worker: "StartWorker", tmp_path: Path, name: str) -> None:
     assert start_worker(HOLDER).ask("scoped") == "ready"
     out = tmp_path / name

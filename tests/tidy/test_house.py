@@ -71,3 +71,9 @@ def test_figures_in_the_readme_are_those_measured() -> None:
     script = ROOT / "tests" / "bench" / "readme_table.py"
     done = subprocess.run([sys.executable, str(script), "--check"], timeout=60, check=False)
     assert done.returncode == 0, "run tests/bench/readme_table.py"
+
+
+def test_the_peaks_of_the_timeline_page_are_those_of_its_runs() -> None:
+    script = ROOT / "tests" / "bench" / "awake.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], timeout=60, check=False)
+    assert done.returncode == 0, "run make pictures"

@@ -14,8 +14,8 @@ def plan(*variables: str) -> str:
 
 
 def test_a_machine_with_a_gpu_gets_what_its_daemon_needs() -> None:
-    assert '"broker demo dev cuda".split()' in plan("GPU=/dev/nvidiactl", "OFFLINE=")
-    assert '"broker demo dev".split()' in plan("GPU=", "OFFLINE=")
+    assert '"broker demo top dev cuda".split()' in plan("GPU=/dev/nvidiactl", "OFFLINE=")
+    assert '"broker demo top dev".split()' in plan("GPU=", "OFFLINE=")
 
 
 @pytest.mark.parametrize("offline", ["1", ".wheels"])

@@ -9,6 +9,7 @@ import pytest
 from vrambroker.broker.config import (
     GRAIN_BYTES,
     Config,
+    HistoryRules,
     OutsideRules,
     SpillConfig,
     default_run_dir,
@@ -151,6 +152,25 @@ def test_a_spill_directory_that_can_not_be_written_to_is_refused(
     monkeypatch.setattr(os, "access", _refuse)
     with pytest.raises(InvalidArgument, match="is not writable"):
         Config.of(run_dir=tmp_path, host_budget="64MiB", spill_dir=tmp_path, spill_budget="64MiB")
+
+
+@pytest.mark.parametrize(
+    ("folder", "memory", "budget", "argument", "why"),
+    [
+        ("nowhere", "32MiB", "1MiB", "history_dir", "is not a directory"),
+        ("file", "32MiB", "1MiB", "history_dir", "is not a directory"),
+        (None, "1KiB", "1MiB", "history", "less than 1 MiB"),
+        (None, "much", "1MiB", "history", "is not a size"),
+        (".", "32MiB", "1KiB", "history_budget", "less than 1 MiB"),
+    ],
+)
+def test_a_history_that_can_not_be_kept_is_refused(
+    folder: str | None, memory: str, budget: str, argument: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        HistoryRules.of(memory=memory, folder=None if folder is None else tmp_path / folder, budget=budget)
+    assert caught.value.argument == argument
 
 
 def _refuse(path: Path, mode: int) -> bool:

@@ -1,14 +1,19 @@
 """The core's values as messages: every field of a waiting ticket in its own place; and what no timeout means."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.core.desk import MIB, Desk, peer
 from vrambroker.broker.adapters.deadlines import deadline
-from vrambroker.broker.adapters.messages import Here, plan_from_wire, status_of
+from vrambroker.broker.adapters.history import Line
+from vrambroker.broker.adapters.messages import Here, event_of, plan_from_wire, status_of
+from vrambroker.broker.core.effects import Kind, Publish
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.events import Contents
 from vrambroker.broker.core.ids import Instant
 from vrambroker.broker.core.phase import Order, Pattern, Ranked
+from vrambroker.client.status import event_of as stream_event_of
 from vrambroker.v1 import broker_pb2 as v1
 
 
@@ -75,3 +80,10 @@ def test_a_timeout_is_milliseconds_from_now_and_none_is_ten_seconds() -> None:
     assert deadline(Instant(1_000), 1) == 1_001_000
     assert deadline(Instant(1_000), 250) == 250_001_000
     assert deadline(Instant(1_000), 0) == 10_000_001_000
+
+
+def test_a_line_that_tells_nothing_of_what_is_outside_differs_from_one_that_tells_of_nothing() -> None:
+    silent = Publish(kind=Kind.MARKED, at=Instant(1), why="train")
+    messages = [event_of(Line(sequence=1, time_ns=1, told=told)) for told in (silent, replace(silent, outside_bytes=0))]
+    assert [message.HasField("outside_bytes") for message in messages] == [False, True]
+    assert [stream_event_of(message).outside_bytes for message in messages] == [None, 0]

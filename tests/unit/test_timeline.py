@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ class Book:
         )
 
 
-def _two_sides(steps: int) -> Book:
+def two_sides(steps: int) -> Book:
     """A trainer and a rollout that take turns, a second each."""
     book = Book(24)
     book.lease(0, "trainer/params", 1, 8, 0, "resident")
@@ -161,7 +162,7 @@ def test_what_did_not_change_in_the_time_that_is_remembered_was_there_all_along(
 
 
 def test_a_history_is_complete_only_without_a_gap() -> None:
-    book = _two_sides(1)
+    book = two_sides(1)
     assert book.history().complete
     del book.events[3]
     assert not book.history().complete
@@ -237,7 +238,7 @@ def _path_area(data: str) -> float:
 
 @pytest.mark.parametrize("steps", [2, 40])
 def test_the_drawn_areas_are_the_bytes_over_time(steps: int) -> None:
-    history = _two_sides(steps).history()
+    history = two_sides(steps).history()
     drawn = ElementTree.fromstring(picture.draw(history))
     capacity = next(line for line in drawn.iter(f"{SVG}line") if line.get("class") == "capacity")
     bytes_per_pixel = history.capacity_bytes / (
@@ -256,7 +257,7 @@ def test_the_drawn_areas_are_the_bytes_over_time(steps: int) -> None:
 
 
 def test_the_layers_lie_on_each_other_and_below_the_capacity() -> None:
-    drawn = ElementTree.fromstring(picture.draw(_two_sides(2).history()))
+    drawn = ElementTree.fromstring(picture.draw(two_sides(2).history()))
     limit = next(float(line.attrib["y1"]) for line in drawn.iter(f"{SVG}line") if line.get("class") == "capacity")
     for path in drawn.iter(f"{SVG}path"):
         if path.get("class") == "device area":
@@ -278,18 +279,18 @@ def test_stages_are_labelled_and_odd_words_do_no_harm() -> None:
 
 
 def test_a_long_run_is_shown_by_its_last_whole_cycles() -> None:
-    history = _two_sides(40).history()
+    history = two_sides(40).history()
     span = focus(history)
     shown = [stage.label for stage in history.stages if span.begin_ns <= stage.begin_ns < span.end_ns]
     assert shown == [f"{name} {step}" for step in (36, 37, 38) for name in ("generate", "train")]
     edges = cycles(history, 10)
     assert 2 <= len(edges) <= 12
     assert (min(edges), max(edges)) == (history.begin_ns, history.end_ns)
-    assert focus(_two_sides(3).history()) == whole(_two_sides(3).history())
+    assert focus(two_sides(3).history()) == whole(two_sides(3).history())
 
 
 def test_a_phase_that_is_entered_is_a_stage() -> None:
-    book = _two_sides(steps=1)
+    book = two_sides(steps=1)
     before = [stage.label for stage in book.history().stages]
     book.add(100, "phase_entering", phase="generate", why="generate: 1 leases leave, 2 come")
     book.add(101, "phase_entered", phase="generate", why="generate: paused nothing; resumed nothing")
@@ -330,7 +331,7 @@ def _trace_of(history: History) -> list[dict[str, object]]:
 
 def test_the_trace_has_what_the_format_asks_of_each_event() -> None:
     required = {"M": {"args"}, "C": {"ts", "args"}, "X": {"ts", "dur", "cat"}}
-    for event in _trace_of(_two_sides(2).history()):
+    for event in _trace_of(two_sides(2).history()):
         assert {"ph", "name", "pid", "tid"} <= event.keys()
         assert required[str(event["ph"])] <= event.keys()
         for key in ("ts", "dur"):
@@ -340,7 +341,7 @@ def test_the_trace_has_what_the_format_asks_of_each_event() -> None:
 
 
 def test_the_trace_tells_each_track_and_each_stage() -> None:
-    history = _two_sides(2).history()
+    history = two_sides(2).history()
     events = _trace_of(history)
     names = {event["pid"]: event["args"] for event in events if event["name"] == "process_name"}
     assert [args["name"] for args in names.values()] == ["device host:0", "trainer", "rollout"]  # type: ignore[index]
@@ -355,16 +356,34 @@ def test_the_trace_tells_each_track_and_each_stage() -> None:
     assert stages == ["generate 0", "train 0", "generate 1", "train 1", "finish"]
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".json"])
-def test_the_files_ending_decides_what_is_written(tmp_path: Path, suffix: str) -> None:
-    book = _two_sides(2)
+@pytest.mark.parametrize(
+    ("suffix", "begin"), [(".svg", "<svg"), (".json", '{"displayTimeUnit"'), (".html", "<!doctype html>")]
+)
+def test_the_files_ending_decides_what_is_written(tmp_path: Path, suffix: str, begin: str) -> None:
+    book = two_sides(2)
     out = tmp_path / "new" / f"timeline{suffix}"
     write_timeline(out, book.status(), book.events)
-    assert out.read_text().startswith("<svg" if suffix == ".svg" else '{"displayTimeUnit"')
+    assert out.read_text().startswith(begin)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_a_timeline_that_can_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    book = two_sides(1)
+    out = tmp_path / "timeline.svg"
+    out.write_text("the old one")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"timeline\.svg"):
+            write_timeline(out, book.status(), book.events)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert out.read_text() == "the old one"
+    assert [path.name for path in tmp_path.iterdir()] == ["timeline.svg"]
 
 
 def test_another_ending_and_an_empty_stream_are_refused(tmp_path: Path) -> None:
-    book = _two_sides(1)
+    book = two_sides(1)
     with pytest.raises(InvalidArgument):
         write_timeline(tmp_path / "timeline.png", book.status(), book.events)
     with pytest.raises(InvalidArgument):

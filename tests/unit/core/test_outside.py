@@ -406,3 +406,11 @@ def test_copies_are_made_ahead_as_soon_as_the_operator_says_so() -> None:
 def test_nothing_is_kept_free_where_nobody_measures() -> None:
     with pytest.raises(InvariantViolation):
         reconfigure(Desk(limits()), keep_free=1)
+
+
+def test_each_reading_is_told_in_bytes() -> None:
+    desk = shared()
+    measure(desk, 3)
+    measure(desk, 0)
+    told = [one for one in desk.effects if isinstance(one, ef.Publish) and one.kind is ef.Kind.OUTSIDE_CHANGED]
+    assert [line.outside_bytes for line in told] == [3 * MIB, 0]
