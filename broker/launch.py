@@ -57,7 +57,12 @@ def _in_front(library: str, already: str) -> str:
 
 def become(command: list[str], environment: Mapping[str, str]) -> NoReturn:
     """Replace this process by the program, so that signals and the exit code are its own. Raises `OSError`."""
-    os.execvpe(command[0], command, dict(environment))
+    try:
+        os.execvpe(command[0], command, dict(environment))
+    except OSError as error:
+        # Of a bare name it would be where that was looked for last.
+        error.filename = command[0]
+        raise
 
 
 def exit_code_of(error: OSError) -> int:

@@ -106,7 +106,8 @@ def test_without_a_daemon_the_program_runs_as_ever(there: str, shared_broker: "R
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
-        (("--", "/nowhere/program"), 127, "FileNotFoundError: "),
+        (("--", "/nowhere/program"), 127, "FileNotFoundError: /nowhere/program: "),
+        (("--", "no-such-program"), 127, "FileNotFoundError: no-such-program: "),
         (("--", "/etc/passwd"), 126, "PermissionError: "),
         (("--tag", "a b", "--", "true"), 1, "InvalidArgument: "),
         (("--contents", "zero", "--", "true"), 2, "usage: "),
@@ -141,3 +142,27 @@ def test_a_daemon_that_is_gone_when_torch_is_imported_is_no_end(tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, "3.0\n")
     assert done.stderr.startswith("vrambroker: BrokerUnavailable: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [("typer", ("status",)), ("uvloop", ("serve", "--device", "host:99998"))]
+)
+def test_what_is_not_installed_is_said_in_a_line(missing: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    """A worker's package has none of the daemon's; `broker run` needs none."""
+    source = f"import sys; sys.modules[{missing!r}] = None; from vrambroker.broker.entry import main; main()"
+    command = [sys.executable, "-c", source]
+    environment = {**os.environ, RUN_DIR_VARIABLE: str(tmp_path)}
+    done = subprocess.run(
+        [*command, *words], env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"ModuleNotFoundError: {missing} is not installed: pip install 'vrambroker[broker]'\n"
+    ran = subprocess.run(
+        [*command, "run", "--", "true"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert ran.returncode == 0
