@@ -44,11 +44,27 @@ def test_every_message_of_the_faq_is_one_of_the_codes() -> None:
         named = NAMED_ERROR.fullmatch(message)
         if named is not None:
             assert _is_error(named.group(1)), f"{message}: there is no such error"
+            require_class_of_the_message(*named.groups())
             message = named.group(2)
         pieces = [piece.strip() for piece in message.split(ANYTHING) if piece.strip()]
         assert max(len(piece) for piece in pieces) >= TELLING_LETTERS, f"{message}: this could be anything"
         for piece in pieces:
             assert _is_said(piece), f"{message}: nothing says {piece!r}"
+
+
+def require_class_of_the_message(name: str, message: str) -> None:
+    """Require the error that a message is said to be of to be one that is made with it, where the code has it in one text."""
+    pattern = re.compile(".*".join(re.escape(piece.strip()) for piece in message.split(ANYTHING)), re.DOTALL)
+    made = {error for error, text in _made_errors() if pattern.search(text)}
+    assert not made or name in made, f"{name}: {message}: this is {' or '.join(sorted(made))}"
+
+
+def test_a_message_under_another_error_s_name_is_noticed() -> None:
+    require_class_of_the_message("VersionMismatch", "libvrambroker.so has ABI …, this client needs …")
+    with pytest.raises(AssertionError, match="this is VersionMismatch"):
+        require_class_of_the_message("DriverFailed", "libvrambroker.so has ABI …, this client needs …")
+    with pytest.raises(AssertionError, match="this is BrokerUnavailable"):
+        require_class_of_the_message("DriverFailed", "libvrambroker.so can't be loaded (…): reinstall vrambroker")
 
 
 def test_every_record_of_the_walk_is_one_of_the_handle_plane() -> None:
@@ -108,15 +124,40 @@ def _is_said(piece: str) -> bool:
 
 @cache
 def _texts() -> tuple[str, ...]:
-    """Return every text in the code, whole but for what is put into it."""
+    """Return every text in the code but docstrings, whole but for what is put into it."""
     found: list[str] = []
-    for folder in ("broker", "client"):
-        for path in (ROOT / folder).rglob("*.py"):
-            tree = ast.parse(path.read_text())
-            found += [
-                node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-            ]
+    for tree in _modules():
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        found += [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        ]
     for path in (ROOT / "native" / "src").glob("*.cpp"):
         for text in CPP_TEXT.findall(path.read_text()):
             found.append("".join(re.findall(r'"((?:[^"\\\n]|\\.)*)"', text)))
     return tuple(found)
+
+
+@cache
+def _made_errors() -> tuple[tuple[str, str], ...]:
+    """Return the name of each error that the code makes with each text in that call, `…` for what is put into it."""
+    found: list[tuple[str, str]] = []
+    for call in (node for tree in _modules() for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func).rpartition(".")[2]
+        if _is_error(name) and name[0].isupper():
+            given = [*call.args, *(keyword.value for keyword in call.keywords)]
+            found += [(name, text) for value in given for node in ast.walk(value) if (text := _template(node))]
+    return tuple(found)
+
+
+def _template(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(value) or ANYTHING for value in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+@cache
+def _modules() -> tuple[ast.Module, ...]:
+    paths = [path for folder in ("broker", "client") for path in (ROOT / folder).rglob("*.py")]
+    return tuple(ast.parse(path.read_text()) for path in paths)
