@@ -118,6 +118,7 @@ class RawClient:
         self.held: set[type[records.Record]] = set()
         self.kept_back: deque[Received] = deque()
         self.seen: list[records.Record] = []
+        self.read_words: list[int] = []
         self.draining = False
         self.closed = False
         self.messages = 0
@@ -230,6 +231,11 @@ class RawClient:
             assert slot.memory is not None
             _write_pattern(slot.memory, slot.size_bytes, seed + number)
 
+    def first_words(self, lease: int) -> list[int]:
+        """Return what each slot begins with, in the order of slots."""
+        held = sorted(self.leases[lease].slots.items())
+        return [_WORD.unpack_from(slot.memory)[0] for _, slot in held if slot.memory is not None]
+
     def intact(self, lease: int, seed: int) -> bool:
         """Tell whether every slot is mapped and has the pattern."""
         return all(
@@ -238,19 +244,26 @@ class RawClient:
         )
 
     def send(self, record: records.Record) -> None:
+        # Before it leaves: the agent may have an answer before this thread goes on.
+        self.seen.append(record)
         try:
             self._socket.send(records.encode(record))
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Gone from error
         self._count(record)
 
+    def _receive(self, connection: socket.socket) -> Received:
+        received = receive(connection)
+        self.seen.append(received.record)
+        self._count(received.record)
+        return received
+
     def _greet(self, token: bytes) -> records.Welcome:
         hello = records.Hello(
             protocol=records.PROTOCOL, role=records.ROLE_WORKER, token=token, name=self.name, version="test"
         )
         self.send(hello)
-        answer = receive(self._socket).record
-        self._count(answer)
+        answer = self._receive(self._socket).record
         if isinstance(answer, records.Error):
             self._socket.close()
             raise Refused(answer)
@@ -265,8 +278,7 @@ class RawClient:
     def _run(self, connection: socket.socket) -> None:
         while True:
             try:
-                received = receive(connection)
-                self._count(received.record)
+                received = self._receive(connection)
                 if type(received.record) in self.held:
                     self.kept_back.append(received)
                 else:
@@ -282,7 +294,6 @@ class RawClient:
 
     def _count(self, record: records.Record) -> None:
         self.messages += 1
-        self.seen.append(record)
         self._on_message(record, self.messages)
 
     def _obey(self, received: Received) -> None:
@@ -296,6 +307,8 @@ class RawClient:
                 if held is not None:
                     held.close()
                 self.send(records.Taken(batch=gone.batch))
+            case records.ReadGrant() as grant:
+                self._look_at(grant, received.fds)
             case records.Recall() as recall:
                 self._vacate(recall)
             case records.PauseOrder() as order:
@@ -319,6 +332,15 @@ class RawClient:
             _close(fd)
         self.send(records.Taken(batch=grant.batch))
         self.send(records.Arrived(lease=grant.lease, slots=tuple(told.slot for told in grant.slots), failure=""))
+
+    def _look_at(self, grant: records.ReadGrant, fds: tuple[int, ...]) -> None:
+        """Map what another session has sent, note each slot's first word, and let go of it."""
+        for told, fd in zip(grant.slots, fds, strict=True):
+            memory = _import(fd, told.size_bytes)
+            self.read_words.append(_WORD.unpack_from(memory)[0])
+            memory.close()
+            _close(fd)
+        self.send(records.Taken(batch=grant.batch))
 
     def _bring_contents(self, lease: Lease, memory: mmap.mmap, told: records.GrantSlot) -> None:
         if told.flags & records.SLOT_RESTORE:

@@ -1,5 +1,6 @@
 """That docs/protocol.md tells of the records that really go to and fro, in the order in which they do."""
 
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +21,11 @@ FROM_CLIENT = {number for number in NAMES if number < records.Welcome.TYPE}
 
 
 class Walk:
-    """What a client sends and receives, section by section of the page."""
+    """What a client sends and receives, section by section of the page: all of it, or what the page says of one party."""
 
-    def __init__(self, client: RawClient) -> None:
+    def __init__(self, client: RawClient, party: str = "") -> None:
         self._client = client
+        self._party = party
         self._page = (ROOT / "docs" / "protocol.md").read_text()
         self._told = 0
 
@@ -49,6 +51,9 @@ class Walk:
     def _shown(self, section: str) -> list[str]:
         text = self._page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
         (block,) = [body for language, body in FENCE.findall(text) if language == "text"]
+        if self._party:
+            # A line without a name goes on with the party of the line before.
+            (block,) = re.findall(rf"^{self._party} .*\n(?: .*\n|agent .*\n|{self._party} .*\n)*", block, re.MULTILINE)
         return re.findall(r"[→←] ([A-Z_]+)", block)
 
 
@@ -90,3 +95,23 @@ def test_a_lease_goes_away_and_comes_back_as_the_page_tells(daemon: Daemon) -> N
     client.wait_for(lambda: isinstance(client.seen[-1], records.PauseCancelled))
     client.ask(resume, asked)
     walk.is_as_in("Reconnect")
+
+
+def test_a_tensor_travels_as_the_page_tells(daemon: Daemon) -> None:
+    owner, reader = daemon.client("trainer"), daemon.client("rollout")
+    lease = owner.lease("weights", 64 * MIB)
+    owner.fill(lease, 7)
+    sent, received = Walk(owner, "sender"), Walk(reader, "receiver")
+    sent.skip()
+    received.skip()
+    key = os.urandom(16)
+    slots = tuple(records.ExportSlot(slot=slot, offset_bytes=0) for slot in sorted(owner.leases[lease].slots))
+    owner.ask(lambda number: records.Export(request=number, key=key, lease=lease, flags=0, slots=slots))
+    sent.is_as_in("Tensors that travel")
+    asked = reader.begin(lambda number: records.Read(request=number, key=key))
+    done = reader.answer(asked)
+    assert done.lease == lease
+    assert done.claim == next(record.reader for record in reader.seen if isinstance(record, records.ReadGrant))
+    assert reader.read_words == owner.first_words(lease)
+    reader.ask(lambda number: records.EndRead(request=number, read=asked))
+    received.is_as_in("Tensors that travel")
