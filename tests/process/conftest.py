@@ -37,12 +37,13 @@ def told():
 class RunningBroker:
     """A `broker serve` of this test, on a device of its own."""
 
-    def __init__(self, *, device: str, run_dir: Path, options: list[str]) -> None:
+    def __init__(self, *, device: str, run_dir: Path, options: list[str], folder: Path | None = None) -> None:
         self.device = device
         self.run_dir = run_dir
         self.endpoint = Endpoint(device=device, directory=run_dir / device)
         self._log = run_dir / f"{device}.log"
         self._options = options
+        self._folder = folder
         self.process = self._started()
 
     @property
@@ -85,6 +86,7 @@ class RunningBroker:
             ready.bind(address)
             process = subprocess.Popen(
                 [*command, "--run-dir", str(self.run_dir), *self._options],
+                cwd=self._folder,
                 env={**os.environ, "NOTIFY_SOCKET": address},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -118,11 +120,13 @@ def _brokers() -> Iterator[StartBroker]:
         host_budget: str = "128MiB",
         under: str = "",
         options: tuple[str, ...] = (),
+        folder: Path | None = None,
     ) -> RunningBroker:
         device = f"host:{os.getpid() % 1_000_000}{next(_numbers) % 1000:03}"
         sizes = ["--capacity", capacity, "--host-budget", host_budget]
         (run_dir / under).mkdir(exist_ok=True)
-        started.append(RunningBroker(device=device, run_dir=run_dir / under, options=[*sizes, *options]))
+        placed = RunningBroker(device=device, run_dir=run_dir / under, options=[*sizes, *options], folder=folder)
+        started.append(placed)
         return started[-1]
 
     yield start
@@ -139,7 +143,7 @@ def _brokers() -> Iterator[StartBroker]:
 def start_broker() -> Iterator[StartBroker]:
     """Start daemons: `start_broker(capacity="64MiB", host_budget="128MiB")`, each on its own `host:N`.
 
-    `under` names a run directory in their common one.
+    `under` names a run directory in their common one, `folder` is the one that the daemon is started in.
     """
     with _brokers() as start:
         yield start

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# All that a renderer may take for a fence, also where FENCE does not find it: titled, indented, of tildes.
+FENCE_LINE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 MARKER = re.compile(r"<!-- (not run|process): (.+?) -->\n\Z")
 PROMPT = "$ "
 ANYTHING = "…"
@@ -43,7 +45,11 @@ class Step:
 def blocks_of(page: Path) -> Iterator[Block]:
     """Yield the fenced blocks in order. A comment right before a block says why it is not run, or in which process it is."""
     text = page.read_text()
-    for found in FENCE.finditer(text):
+    fences = list(FENCE.finditer(text))
+    assert len(FENCE_LINE.findall(text)) == 2 * len(fences), (
+        f"{page.name}: fences are ```LANGUAGE and ```, from the margin"
+    )
+    for found in fences:
         marker = MARKER.search(text, 0, found.start())
         said = {marker.group(1): marker.group(2)} if marker is not None else {}
         yield Block(
@@ -68,6 +74,7 @@ def is_shown(shown: str, printed: str) -> bool:
     """Whether a command printed what the page shows; `…` stands for anything, alone on a line for any number of lines.
     How many spaces there are does not count, since columns are as wide as what varies in them.
     """
+    assert shown.strip() != ANYTHING, f"{ANYTHING} alone is shown whatever is printed, and also if nothing is"
     pattern = "".join(r"(?:.*\n)*?" if line == ANYTHING else _line_pattern(line) for line in _lines(shown))
     told = "".join(f"{line}\n" for line in _lines(printed))
     return re.fullmatch(pattern, told) is not None
