@@ -45,12 +45,16 @@ def own(found: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
     ours = tuple(endpoint for endpoint in found if _is_in_this_container(endpoint))
     if not ours:
         names = ", ".join(endpoint.device for endpoint in found)
-        raise BrokerUnavailable(message=f"none of the daemons there (of {names}) runs in this container")
+        raise BrokerUnavailable(
+            message=f"none of the daemons there (of {names}) runs in this container, or lets anybody in"
+        )
     return ours
 
 
 def _is_in_this_container(endpoint: Endpoint) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as peer:
+        # One that hangs may have a full backlog: it fails its own probe, and must not keep its neighbours'.
+        peer.setblocking(False)
         try:
             peer.connect(str(endpoint.handle_socket))
             pid, _, _ = credentials_of(peer)

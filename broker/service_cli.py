@@ -27,7 +27,7 @@ def serve(
     copy_ahead: Annotated[str | None, typer.Option(metavar="TIME|off", help=OPTIONS["copy_ahead"])] = None,
     metrics: Annotated[str | None, typer.Option(metavar="ADDRESS", help=OPTIONS["metrics"])] = None,
     metrics_anywhere: Annotated[
-        bool | None, typer.Option("--metrics-anywhere", help=OPTIONS["metrics_anywhere"])
+        bool | None, typer.Option("--metrics-anywhere/--no-metrics-anywhere", help=OPTIONS["metrics_anywhere"])
     ] = None,
     history: Annotated[str | None, typer.Option(metavar="SIZE", help=OPTIONS["history"])] = None,
     history_dir: Annotated[Path | None, typer.Option(metavar="DIR", help=OPTIONS["history_dir"])] = None,

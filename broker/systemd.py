@@ -112,10 +112,17 @@ def _startable(command: Path | None) -> Path:
     path = Path(sys.prefix) / "bin" / "broker" if command is None else command
     if not path.is_absolute() or any(letter.isspace() or letter in "%$\"'\\;" for letter in str(path)):
         raise InvalidArgument(message=f"{path} is no absolute path that a unit can name as it is", argument="command")
+    _require_seen(path)
+    if command is None:
+        # A virtual environment's interpreter is a link to another's.
+        _require_seen(Path(sys.executable).resolve())
+    return path
+
+
+def _require_seen(path: Path) -> None:
     hidden = next((folder for folder in _HIDDEN if path.is_relative_to(folder)), None)
     if hidden is not None:
         raise InvalidArgument(
             message=f"{path} is in {hidden}, which the service does not see: install it elsewhere, such as in /opt",
             argument="command",
         )
-    return path

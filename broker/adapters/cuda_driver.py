@@ -135,7 +135,7 @@ def _bindings() -> Any:
         driver.cuDriverGetVersion()
     except ImportError as error:
         raise DriverFailed(
-            message=f"a CUDA device needs the package cuda-bindings ({error}): install vrambroker[cuda]",
+            message=f"a CUDA device needs the package cuda-bindings ({error}): install with the extra cuda",
             driver_call="import",
             driver_result=str(error),
         ) from error

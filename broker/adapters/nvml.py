@@ -24,7 +24,7 @@ class Nvml:
             self._ask("nvmlInit")
         except ImportError as error:
             raise DriverFailed(
-                message=f"a CUDA device needs the package nvidia-ml-py ({error}): install vrambroker[cuda]",
+                message=f"a CUDA device needs the package nvidia-ml-py ({error}): install with the extra cuda",
                 driver_call="import",
                 driver_result=str(error),
             ) from error

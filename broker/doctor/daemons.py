@@ -1,12 +1,13 @@
 """Run directories, sockets, and the daemons behind them."""
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from vrambroker.broker.core.errors import BrokerError, VersionMismatch
+from vrambroker.broker.core.errors import BrokerError, BrokerUnavailable, VersionMismatch
 from vrambroker.broker.doctor import bounds
 from vrambroker.broker.doctor.finding import Finding, fail, ok, unseen, warn
 from vrambroker.broker.sizes import size_text
@@ -16,6 +17,7 @@ from vrambroker.client.rpc import Control, OperatorHandshake
 from vrambroker.client.status import Status
 
 TIMEOUT_S = 3.0
+ONE_VERSION = "install the daemon's package and the workers' from one tree"
 
 
 def run_directories() -> Iterator[Finding]:
@@ -67,12 +69,28 @@ def _ask(endpoint: Endpoint) -> Status | Finding:
         ):
             return control.status(timeout_s=TIMEOUT_S)
     except VersionMismatch as error:
-        return fail(
-            "version", f"{endpoint.device}: {error.message}", "pip install vrambroker    # the same on both sides"
-        )
+        return fail("version", f"{endpoint.device}: {error.message}", f"# {ONE_VERSION}")
     except (BrokerError, OSError) as error:
-        mend = f"broker serve --device {endpoint.device}    # or systemctl restart; it clears dead sockets away"
-        return fail("daemon", f"{endpoint.device}: {error}", mend)
+        return _silent(endpoint, error)
+
+
+def _silent(endpoint: Endpoint, error: Exception) -> Finding:
+    """Judge a daemon that has not answered; only one that is gone is to be started, since an end loses what is parked."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as peer:
+        peer.setblocking(False)
+        try:
+            peer.connect(str(endpoint.handle_socket))
+        except PermissionError:
+            return unseen("daemon", f"{endpoint.device}: uid {os.geteuid()} may not ask it: see socket-rights")
+        except (ConnectionRefusedError, FileNotFoundError):
+            mend = f"broker serve --device {endpoint.device}    # it clears dead sockets away"
+            return fail("daemon", f"{endpoint.device}: {error}", mend)
+        except OSError as full:
+            error = full
+    # The error's own advice is to start one.
+    why = f"no answer in {TIMEOUT_S:g} s" if isinstance(error, BrokerUnavailable) else str(error)
+    text = f"{endpoint.device}: it runs, and serves nobody or not this process: {why}"
+    return fail("daemon", text, "journalctl -u 'vrambroker@*'    # what keeps it; a restart loses all that is parked")
 
 
 def _socket(endpoint: Endpoint) -> Finding:
@@ -91,7 +109,7 @@ def _socket(endpoint: Endpoint) -> Finding:
 def _version(status: Status) -> Finding:
     told = f"{status.device.id}: daemon {status.version}, process {status.pid}; this command {VERSION}"
     if status.version != VERSION:
-        return warn("version", told, "pip install vrambroker    # then start the daemon again")
+        return warn("version", told, f"# {ONE_VERSION}, then start the daemon again")
     return ok("version", told)
 
 

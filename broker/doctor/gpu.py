@@ -15,6 +15,7 @@ from vrambroker.broker.sizes import size_text
 DEVICES = Path("/dev")
 NODES = ("nvidiactl", "nvidia-uvm")
 PROBE_BYTES = 2 << 20
+INSTALL = "pip install '.[broker,cuda]'    # where vrambroker's source is"
 
 
 def gpus(device: str | None, sessions: frozenset[int]) -> Iterator[Finding]:
@@ -28,7 +29,7 @@ def gpus(device: str | None, sessions: frozenset[int]) -> Iterator[Finding]:
     try:
         gpu = CudaGpu(device if device is not None else "cuda")
     except DriverFailed as error:
-        mend = "pip install 'vrambroker[cuda]'" if error.driver_call == "import" else "nvidia-smi    # tells more"
+        mend = INSTALL if error.driver_call == "import" else "nvidia-smi    # tells more"
         yield fail("driver", error.message, mend)
         return
     except BrokerError as error:
@@ -84,7 +85,7 @@ def _holders(sessions: frozenset[int]) -> Iterator[Finding]:
             for pid, used_bytes in nvml.processes_bytes().items():
                 yield _holder(pid, used_bytes, is_session=pid in sessions)
     except (DriverFailed, DriverRefused) as error:
-        yield fail("nvml", str(error), "pip install 'vrambroker[cuda]'")
+        yield fail("nvml", str(error), INSTALL)
 
 
 def _holder(pid: int, used_bytes: int, *, is_session: bool) -> Finding:

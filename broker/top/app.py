@@ -1,6 +1,8 @@
 """The screen of `broker top`: asks the feed for news four times a second, draws what has changed, and has the keys."""
 
+import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,8 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         """Begin to follow the daemon."""
+        # The default would end it at once, with the terminal still raw.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.exit, None, 128 + signal.SIGTERM)
         self._main.query_one(Holdings).focus()
         self._feed.start()
         self.set_interval(DRAW_EVERY_S, self._follow)

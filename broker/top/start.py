@@ -20,7 +20,8 @@ def require_screen() -> None:
         import textual  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise InvalidArgument(
-            message="top is drawn by the package textual: pip install 'vrambroker[top]'", argument="textual"
+            message="top is drawn by the package textual: pip install '.[broker,top]' where vrambroker's source is",
+            argument="textual",
         ) from None
 
 

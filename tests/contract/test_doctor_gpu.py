@@ -76,4 +76,4 @@ def test_what_is_missing_is_named_with_what_mends_it(nodes: Path, driver: FakeDr
 def test_without_the_package_it_says_which(nodes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     (told,) = found()["driver"]
-    assert (told.level, told.mend) == (Level.FAIL, "pip install 'vrambroker[cuda]'")
+    assert (told.level, told.mend) == (Level.FAIL, "pip install '.[broker,cuda]'    # where vrambroker's source is")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.tidy.test_house import ROOT
+from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.settings import Settings, Sources
-from vrambroker.broker.systemd import settings_text
+from vrambroker.broker.systemd import service_files, settings_text
 
 DEADLINE_S = 60.0
 UNIT = "usr/lib/systemd/system/vrambroker@.service"
@@ -80,6 +81,18 @@ def test_a_command_that_no_service_could_start_is_refused(command: str, why: str
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interpreter_that_no_service_could_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual environment in /opt has a link to an interpreter that may be in somebody's home."""
+    monkeypatch.setattr(sys, "prefix", "/opt/vrambroker")
+    interpreter = tmp_path / "python3"
+    interpreter.touch()
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    with pytest.raises(InvalidArgument, match=re.escape(f"{interpreter}")):
+        service_files(None, None)
+    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
+    assert "ExecStart=/opt/vrambroker/bin/broker serve" in service_files(None, None)[0].text
+
+
 def test_a_root_that_can_not_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = broker("install-systemd", "--root", tmp_path / "file")
@@ -95,6 +108,24 @@ def test_the_settings_name_every_option_but_those_of_the_unit_and_set_none(
     file = tmp_path / "vrambroker.toml"
     file.write_text(settings_text())
     assert Sources.of({}, file).read().capacity is None
+
+
+def test_the_nodes_of_all_gpus_are_made_and_may_be(package: Path, tmp_path: Path) -> None:
+    """The device filter is a control group's, so it holds for root's commands as well."""
+    text = (package / UNIT).read_text()
+    assert "\nDeviceAllow=char-nvidia* rwm\n" in text
+    for number, bus in enumerate(("0000:17:00.0", "0000:65:00.0")):
+        (tmp_path / "gpus" / bus).mkdir(parents=True)
+        (tmp_path / "gpus" / bus / "information").write_text(f"Model: \t\t NVIDIA\nDevice Minor: \t {number}\n")
+    (command,) = re.findall(r"^ExecStartPre=-\+/bin/sh -c '(.*)'$", text, re.MULTILINE)
+    command = command.replace("$$", "$").replace("/usr/bin/nvidia-modprobe", "echo")
+    done = run("/bin/sh", "-c", command.replace("/proc/driver/nvidia/gpus", str(tmp_path / "gpus")))
+    assert (done.stdout, done.stderr) == ("-c 255 -c 0 -c 1\n", "")
+    assert "\nExecStartPre=-+/usr/bin/nvidia-modprobe -u -c 0\n" in text, "with -u the numbers are nvidia-uvm's"
+
+
+def test_an_index_is_that_of_nvidia_smi(package: Path) -> None:
+    assert "\nEnvironment=CUDA_DEVICE_ORDER=PCI_BUS_ID\n" in (package / UNIT).read_text()
 
 
 @needs_systemd

@@ -6,6 +6,7 @@ import html
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -272,6 +273,9 @@ class Terminal:
                 break
         return seen
 
+    def terminate(self) -> None:
+        self._process.terminate()
+
     def end(self) -> tuple[int, str]:
         """Wait for the end; returns the exit code, and what was written last."""
         rest = self.read_until("\0")
@@ -311,6 +315,18 @@ def test_a_terminal_is_left_as_it_was(
     assert "Traceback" not in rest
 
 
+def test_a_terminal_is_left_as_it_was_by_sigterm(
+    attended: "RunningBroker", on_terminal: Callable[..., Terminal]
+) -> None:
+    terminal = on_terminal(attended)
+    terminal.read_until("rollout/kv_cache")
+    terminal.terminate()
+    code, rest = terminal.end()
+    assert code == 128 + signal.SIGTERM
+    assert "\x1b[?1049l" in rest
+    assert "\x1b[?25h" in rest
+
+
 def test_without_a_terminal_it_names_the_command_that_needs_none(attended: "RunningBroker") -> None:
     done = command(attended, "top")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
@@ -323,7 +339,7 @@ def test_without_a_terminal_it_names_the_command_that_needs_none(attended: "Runn
     [
         ("sys.modules['textual'] = None", {}, "InvalidArgument: top is drawn by the package textual: pip install"),
         ("pass", {"TERM": "dumb"}, "InvalidArgument: top needs a terminal that can be drawn on"),
-        ("pass", {"VRAMBROKER_RUN_DIR": "/nonexistent"}, "BrokerUnavailable: no daemon is running"),
+        ("pass", {"VRAMBROKER_RUN_DIR": "/nonexistent"}, "BrokerUnavailable: no broker for any device"),
     ],
 )
 def test_what_it_lacks_is_one_line(

@@ -166,6 +166,13 @@ def test_a_pod_takes_no_namespace_of_the_node_but_the_daemons_pids(path: Path) -
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
+def test_a_service_named_like_us_adds_no_variables_to_a_daemons() -> None:
+    """The kubelet would set variables that begin like settings, and those that are not known are refused."""
+    ours = [pod for path in MANIFESTS for pod in pods(path) if f"vrambroker:{PROJECT['version']}" in str(pod)]
+    assert len(ours) == 2
+    assert [pod.get("enableServiceLinks") for pod in ours] == [False, False]
+
+
 def test_a_sidecar_is_there_before_the_workers_and_sees_their_processes() -> None:
     (pod,) = pods(ROOT / "deploy" / "kubernetes" / "sidecar.yaml")
     (sidecar,) = pod["initContainers"]

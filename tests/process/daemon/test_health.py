@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,25 @@ def test_a_daemon_that_stands_still_is_found_out_in_time(shared: Daemon) -> None
             health.require_serving(*health.own((_endpoint(shared.folder),)), service="", timeout_s=0.2)
     finally:
         shared.process.send_signal(signal.SIGCONT)
+
+
+def test_a_neighbour_that_lets_nobody_in_does_not_keep_a_probe(shared: Daemon) -> None:
+    """A blocking connect to a full backlog has no end."""
+    hung = shared.run_dir / "a:1"
+    hung.mkdir()
+    try:
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as listener, ExitStack() as waiting:
+            listener.bind(str(hung / "handles.sock"))
+            listener.listen(0)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    peer = waiting.enter_context(closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
+                    peer.setblocking(False)
+                    peer.connect(str(hung / "handles.sock"))
+            done = broker(shared.run_dir, "health", "--own")
+            assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        shutil.rmtree(hung)
 
 
 def test_a_daemon_that_shuts_down_serves_no_more(daemon: Daemon) -> None:

@@ -94,6 +94,12 @@ def test_what_other_machines_could_read_must_be_wanted(run_dir: Path) -> None:
     assert "--metrics-anywhere" in refused(run_dir, "--metrics", "0.0.0.0:0").stderr
 
 
+def test_the_command_line_can_take_that_back(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VRAMBROKER_METRICS_ANYWHERE", "true")
+    told = refused(run_dir, "--metrics", "0.0.0.0:0", "--no-metrics-anywhere").stderr
+    assert told.startswith("InvalidArgument: metrics at 0.0.0.0:0 ")
+
+
 def refused(run_dir: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     device = unused_device()
     sizes = ("--capacity", "64MiB", "--host-budget", "64MiB")

@@ -54,6 +54,12 @@ def promtool(*words: str | Path, cwd: Path = MONITORING) -> "subprocess.Complete
     )
 
 
+def test_every_query_is_of_the_devices_that_are_chosen() -> None:
+    asked = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    assert all('{device=~"$device"}' in expr for expr in asked)
+    assert not any("job=" in expr for expr in asked)
+
+
 def test_a_panel_says_what_it_shows_in_which_unit_and_none_hides_another() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
