@@ -246,7 +246,7 @@ def _many(folder: Path, number: int = 0) -> History:
     return history
 
 
-@pytest.mark.parametrize(("at", "says"), [(0, "left out"), (30_000, "read up to there")])
+@pytest.mark.parametrize(("at", "says"), [(0, "left out"), (6, "left out"), (30_000, "read up to there")])
 def test_what_is_damaged_costs_no_more_than_the_rest_of_its_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int, says: str
 ) -> None:
