@@ -172,18 +172,20 @@ class CudaTensors:
         with self._lock:
             idle = _taken_out(self._idle, tags)
             before = _taken_out(self._let_go_of, tags)
-        left = [(lease, pool, _segments(pool)) for lease, pool in before]
+        self._release([pool for _, pool in idle])
+        left = idle + before
         try:
-            if idle or any(_caches(segments) for _, _, segments in left):
-                self._let_go([pool for _, pool in idle])
-                left = [(lease, pool, _segments(pool)) for lease, pool in idle + before]
+            looked_at = [(lease, pool, _segments(pool)) for lease, pool in before]
+            if idle or any(_caches(segments) for _, _, segments in looked_at):
+                torch.cuda.empty_cache()
+                looked_at = [(lease, pool, _segments(pool)) for lease, pool in left]
+            left = [(lease, pool) for lease, pool, segments in looked_at if segments]
         except RuntimeError as error:
             raise NotQuiescent(message=f"the GPU's work can't be waited for: {error}") from error
         finally:
             with self._lock:
-                for lease, pool, segments in left:
-                    if segments:
-                        self._let_go_of.setdefault(lease, []).append(pool)
+                for lease, pool in left:
+                    self._let_go_of.setdefault(lease, []).append(pool)
 
     def before_seal(self, tags: tuple[str, ...]) -> None:
         """Have no pool left that would hand out or write to memory of these tags. Raises `WrongState` for one that would."""
@@ -222,9 +224,12 @@ class CudaTensors:
 
     def _let_go(self, pools: list[MemPool]) -> None:
         """Have torch free what nothing uses in these pools, and in those of before, now; the rest when it does so again."""
+        self._release(pools)
+        torch.cuda.empty_cache()
+
+    def _release(self, pools: list[MemPool]) -> None:
         for pool in pools:
             _cuda_releasePool(self._index, pool.id)
-        torch.cuda.empty_cache()
 
     @contextmanager
     def _inside(self, lease: native.Lease | None) -> Generator[None]:

@@ -116,7 +116,7 @@ class Book {
   // Sweeps that were asked for, and how many of those are over: then what had been free is on its way to the daemon.
   uint64_t sweeps_wanted = 0;
   uint64_t sweeps_done = 0;
-  // How often the daemon was told that slots come back.
+  // Slots that have gone back, or are about to be told of.
   uint64_t returns = 0;
   uint64_t reserved_bytes = 0;
   uint64_t mapped_bytes = 0;

@@ -152,7 +152,9 @@ class Client {
   void give_back_all(Lock &lock, Clock::time_point deadline);
   uint64_t spare_for(const Lease &lease, const Range::Window &window) const;
   void grow(Lock &lock, Lease &lease, const Range::Window &window, uint32_t timeout_ms);
-  void grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &window, Clock::time_point deadline, uint32_t timeout_ms);
+  // Grows the lease, or has something given back, for another try; returns whether it grew. `refusals` counts the others.
+  bool grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &window, Clock::time_point deadline, uint32_t timeout_ms,
+                         int &refusals);
   void settle_growth(Lock &lock, Lease &lease, Clock::time_point deadline, uint32_t timeout_ms);
   void end_growth(Lease &lease);
   void close_gates(const std::vector<Tag *> &tags);

@@ -16,6 +16,8 @@ constexpr uint32_t ROOM_LASTS_MS = 10'000;
 // How long a question that is answered at once may take.
 constexpr uint32_t ASK_MS = 5'000;
 constexpr int GROWTHS_MAX = 4;
+// How often an allocation asks although it was refused, since something went back meanwhile.
+constexpr int REFUSALS_MAX = 4;
 // What a lease may be lent to spare: no more than this, and no more than this share of the device.
 constexpr uint64_t SPARE_BYTES_MAX = 4 * GIB;
 constexpr uint64_t SPARE_SHARE = 8;
@@ -48,7 +50,7 @@ void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
   }
   require_open(lease.tag);
   const uint64_t sweeps = book_.sweeps_wanted;
-  for (int growths = 0; growths < GROWTHS_MAX;) {
+  for (int growths = 0, refusals = 0;;) {
     if (const auto offset = lease.range.allocate(size_bytes)) return lease.base + *offset;
     if (lease.growth.active) {
       settle_growth(lock, lease, deadline, timeout_ms);
@@ -59,12 +61,13 @@ void *Client::allocate(Lease &lease, uint64_t size_bytes, uint32_t timeout_ms) {
       require_open(lease.tag);
       continue;
     }
-    ++growths;
+    if (growths == GROWTHS_MAX) {
+      throw driver_failed("the daemon granted frames that don't make up " + std::to_string(size_bytes) + " bytes in a row");
+    }
     const auto window = lease.range.plan_growth(size_bytes);
     if (!window) throw driver_failed("the range of tag " + lease.tag.name + " has no addresses left");
-    grow_or_give_back(lock, lease, *window, deadline, timeout_ms);
+    if (grow_or_give_back(lock, lease, *window, deadline, timeout_ms, refusals)) ++growths;
   }
-  throw driver_failed("the daemon granted frames that don't make up " + std::to_string(size_bytes) + " bytes in a row");
 }
 
 // One growth at a time: the next may find room in what this one brings.
@@ -73,13 +76,15 @@ void Client::settle_growth(Lock &lock, Lease &lease, Clock::time_point deadline,
   require_open(lease.tag);
 }
 
-void Client::grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &window, Clock::time_point deadline,
-                               uint32_t timeout_ms) {
+bool Client::grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &window, Clock::time_point deadline,
+                               uint32_t timeout_ms, int &refusals) {
   const uint64_t returns = book_.returns;
+  bool grown = false;
   try {
     grow(lock, lease, window, left_of(deadline, timeout_ms));
+    grown = true;
   } catch (const Error &error) {
-    if (error.name != "OutOfDeviceMemory") throw;
+    if (error.name != "OutOfDeviceMemory" || ++refusals == REFUSALS_MAX) throw;
     // All that is missing may be what leases of this process have to spare, or gave back once the daemon had been asked.
     const bool spares = book_.release_spares(Clock::time_point::max());
     if (!spares && !book_.is_giving_back() && book_.returns == returns) throw;
@@ -87,6 +92,7 @@ void Client::grow_or_give_back(Lock &lock, Lease &lease, const Range::Window &wi
     give_back(lock, book_.sweeps_wanted, deadline);
   }
   if (lease.tag.is_paused()) throw wrong_state("tag " + lease.tag.name + " was paused meanwhile", lease.tag.name);
+  return grown;
 }
 
 void Client::allocate_at(Lease &lease, uint64_t offset, uint64_t size_bytes, uint32_t timeout_ms) {
@@ -99,20 +105,20 @@ void Client::allocate_at(Lease &lease, uint64_t offset, uint64_t size_bytes, uin
   const auto deadline = deadline_of(timeout_ms);
   Lock lock(book_.mutex);
   require_open(lease.tag);
-  // A window may end where a slot is, so there may be one for each that lies among the bytes; and a refusal is tried again.
+  // A window may end where a slot is, so there may be one for each that lies among the bytes.
   const uint64_t growths_max = size_bytes / book_.slot_bytes_min() + GROWTHS_MAX;
-  for (uint64_t growths = 0; growths < growths_max;) {
+  int refusals = 0;
+  for (uint64_t growths = 0;;) {
     if (lease.range.allocate_at(offset, size_bytes)) return;
     if (lease.growth.active) {
       settle_growth(lock, lease, deadline, timeout_ms);
       continue;
     }
-    ++growths;
+    if (growths == growths_max) throw driver_failed("the daemon granted no frames for " + std::to_string(size_bytes) + " bytes");
     const auto window = lease.range.plan_growth_at(offset, size_bytes);
     if (!window) throw invalid_argument("some of these bytes are allocated already", lease.tag.name);
-    grow_or_give_back(lock, lease, *window, deadline, timeout_ms);
+    if (grow_or_give_back(lock, lease, *window, deadline, timeout_ms, refusals)) ++growths;
   }
-  throw driver_failed("the daemon granted no frames for " + std::to_string(size_bytes) + " bytes");
 }
 
 // How much more than it needs a lease asks for, so that many allocations take few growths and few frames.

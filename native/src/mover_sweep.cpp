@@ -179,6 +179,7 @@ void Mover::sweep_lease(Lease &lease) {
     lease.range.remove(number);
     lease.slots.erase(number);
     book_.gone_slots.add(number);
+    ++book_.returns;
     returned.push_back(number);
   }
   if (!returned.empty()) return_slots(lease, returned);
@@ -186,7 +187,6 @@ void Mover::sweep_lease(Lease &lease) {
 
 void Mover::return_slots(Lease &lease, const std::vector<uint64_t> &slots) {
   const std::lock_guard lock(book_.mutex);
-  ++book_.returns;
   for (std::size_t begin = 0; begin < slots.size(); begin += SLOTS_PER_RECORD) {
     const std::size_t end = std::min(begin + SLOTS_PER_RECORD, slots.size());
     const std::vector<uint64_t> part(&slots[begin], &slots[begin] + (end - begin));

@@ -92,6 +92,51 @@ TEST(spare, what_goes_back_while_another_lease_asks_is_no_reason_to_refuse_it) {
   growing.join();
 }
 
+TEST(spare, a_full_device_is_told_as_that_however_much_goes_back_meanwhile) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
+  std::array<void *, 4> pointers{};
+  Background filling([&] {
+    for (void *&pointer : pointers) pointer = allocate(lease, FRAME);
+  });
+  for (uint64_t slot = 4; slot < 8; ++slot) peer.serve_lease(3, {{slot}});
+  filling.join();
+  Background asking([&] {
+    const Outcome outcome = try_allocate(other, FRAME);
+    CHECK(outcome.status == VRB_REFUSED);
+    CHECK_EQ(std::string(outcome.error.name), "OutOfDeviceMemory");
+  });
+  for (void *pointer : pointers) {
+    const auto refused = peer.expect<record::Lease>();
+    release(client, pointer);
+    CHECK_EQ(peer.expect<record::Return>().slots.size(), std::size_t{1});
+    peer.error(refused.request, "OutOfDeviceMemory", "full");
+  }
+  asking.join();
+}
+
+TEST(spare, the_last_growth_of_many_tries_is_used) {
+  Peer peer;
+  vrb_client *client = attach(peer);
+  vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
+  std::array<void *, 3> pointers{};
+  Background filling([&] {
+    for (void *&pointer : pointers) pointer = allocate(lease, FRAME);
+  });
+  for (uint64_t slot = 4; slot < 7; ++slot) peer.serve_lease(3, {{slot}});
+  filling.join();
+  Background asking([&] { allocate(other, FRAME); });
+  for (void *pointer : pointers) {
+    const auto refused = peer.expect<record::Lease>();
+    release(client, pointer);
+    peer.expect<record::Return>();
+    peer.error(refused.request, "OutOfDeviceMemory", "full");
+  }
+  peer.serve_lease(7, {{8}});
+  asking.join();
+}
+
 TEST(spare, what_is_spare_goes_back_before_a_resume) {
   Peer peer;
   vrb_client *client = attach(peer);

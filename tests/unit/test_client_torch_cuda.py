@@ -245,6 +245,19 @@ def test_a_pause_on_a_gpu_that_failed_is_refused(fake: FakeTorch) -> None:
     side.close()
 
 
+def test_what_dies_after_a_pause_that_was_refused_goes_back_at_the_next_one(fake: FakeTorch) -> None:
+    side = tensors()
+    with side.region(lease("weights"), timeout_s=1):
+        alive = fake.segments[fake.entered[0][1].id] = [GIB]
+    fake.broken = True
+    with pytest.raises(NotQuiescent):
+        side.before_pause(("weights",))
+    fake.broken = False
+    alive[0] = 0
+    side.before_pause(("weights",))
+    assert not fake.pools
+
+
 def _paused_with_two_tensors(fake: FakeTorch, side: CudaTensors) -> list[int]:
     """Pause a tag of two segments; returns what is alive in each, to be written to."""
     with side.region(lease("weights"), timeout_s=1):
