@@ -13,6 +13,7 @@ import typer
 
 from vrambroker.broker import service_cli
 from vrambroker.broker.core.errors import BrokerError, InvalidArgument, UnknownSession
+from vrambroker.broker.durations import parse_duration
 from vrambroker.broker.reporting import one_line, report, reported
 
 if TYPE_CHECKING:
@@ -330,20 +331,26 @@ def timeline(
         Path | None,
         typer.Option("--from", metavar="DIR|FILE", help="Of a daemon that is gone: what is in its --history-dir."),
     ] = None,
+    last: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="How much of the end, such as 10min; else the latest 100,000 events."),
+    ] = None,
     device: Device = None,
     run_dir: RunDir = None,
 ) -> None:
     """Draw the device's and the host's bytes by session and tag over time, and what happened."""
     from vrambroker.client.timeline import write_timeline
+    from vrambroker.client.timeline.latest import latest
     from vrambroker.client.timeline.saved import read_saved
 
     _use_run_dir(run_dir)
     with reported():
+        last_ns = None if last is None else parse_duration(last, "last")
         if saved is not None:
-            write_timeline(out, *read_saved(saved, device))
+            write_timeline(out, *read_saved(saved, device, last_ns))
             return
         with _acting_on(_one_endpoint(device)) as control:
-            write_timeline(out, control.status(), list(control.watch(history=True, until_now=True)))
+            write_timeline(out, control.status(), latest(control.watch(history=True, until_now=True), last_ns))
 
 
 @app.command()

@@ -119,6 +119,9 @@ class HistoryRules:
         """Return the rules that these words mean; raises `InvalidArgument`."""
         if folder is not None:
             _require_writable(folder, "history_dir")
+            # What is to be removed has to be found first.
+            if not os.access(folder, os.R_OK):
+                raise InvalidArgument(message=f"history_dir {folder} can't be listed", argument="history_dir")
         sizes = {"history": parse_size(memory, "history"), "history_budget": parse_size(budget, "history_budget")}
         for argument, size_bytes in sizes.items():
             if size_bytes < MIB:

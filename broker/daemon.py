@@ -247,7 +247,7 @@ class _Daemon:
             roster=roster,
             runtime=runtime,
             meter=meter,
-            metrics=self._metrics_server(core, frames, clock),
+            metrics=self._metrics_server(core, frames, clock, history_files),
             watchdog=None if period_s is None else Watchdog(period_s=period_s, pulse=runtime.pulse),
             frames=frames,
             arena=arena,
@@ -274,7 +274,9 @@ class _Daemon:
             broken=lambda bug: _soon(loop, partial(runtime.broken, bug)),
         )
 
-    def _metrics_server(self, core: Core, frames: Frames, clock: MonotonicClock) -> MetricsServer | None:
+    def _metrics_server(
+        self, core: Core, frames: Frames, clock: MonotonicClock, history_files: HistoryFiles | None
+    ) -> MetricsServer | None:
         if self._metrics is None or not isinstance(core, MeteredCore):
             return None
         config = self._config
@@ -285,6 +287,7 @@ class _Daemon:
             host_budget_bytes=config.host_budget_bytes,
             spill_budget_bytes=0 if config.spill is None else config.spill.budget_bytes,
             outside_bytes=frames.foreign_bytes,
+            history_missing_lines=lambda: 0 if history_files is None else history_files.missing_lines,
             now=clock.now,
         )
         return MetricsServer(self._metrics, Page(given, self._tally, core).text)

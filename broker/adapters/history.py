@@ -65,7 +65,7 @@ class Standing:
         return tuple(self._latest.values())
 
 
-Keep = Callable[[Line, Callable[[], Standing]], None]
+Keep = Callable[[Line], None]
 
 
 class History:
@@ -100,15 +100,8 @@ class History:
             self._lines_bytes -= _size_bytes(dropped.told)
             self._standing.take(dropped)
         if self._keep is not None:
-            self._keep(self._lines[-1], self.present)
+            self._keep(self._lines[-1])
         self._wake()
-
-    def present(self) -> "Standing":
-        """Return what holds now; takes as long as there are lines."""
-        present = self._standing.copy()
-        for line in self._lines:
-            present.take(line)
-        return present
 
     @property
     def standing(self) -> tuple[Line, ...]:

@@ -14,8 +14,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from vrambroker.broker.adapters.history import Line, Standing
 from vrambroker.broker.adapters.messages import event_of
@@ -40,13 +42,42 @@ def framed(record: bytes) -> bytes:
 
 
 def records_of(segment: bytes) -> Iterator[bytes]:
-    """Yield a segment's records; one that is cut off at the end was not written to its end, and is left out."""
+    """Yield a segment's records; one that is cut off at the end was not written to its end, and is left out.
+
+    No record is empty: zeros are what a file system leaves of what it had not written when its machine crashed.
+    """
     at = 0
-    while at + LENGTH_BYTES <= len(segment):
-        size_bytes = int.from_bytes(segment[at : at + LENGTH_BYTES], "little")
+    while size_bytes := int.from_bytes(segment[at : at + LENGTH_BYTES], "little"):
         at += LENGTH_BYTES + size_bytes
-        if at <= len(segment):
-            yield segment[at - size_bytes : at]
+        if at > len(segment):
+            return
+        yield segment[at - size_bytes : at]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentName:
+    """What a segment's name says; in the order of the names is what is in the segments."""
+
+    device: str
+    start_ns: int
+    number: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self | None:
+        """Return what a file's name says; None if it is no segment's."""
+        device, start, number = [*path.stem.rsplit("-", 2), "", ""][:3]
+        if path.suffix != SUFFIX or not (start.isdecimal() and number.isdecimal()):
+            return None
+        return cls(device, int(start), int(number))
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.start_ns:020}-{self.number:06}{SUFFIX}"
+
+
+def segments_in(folder: Path) -> dict[SegmentName, Path]:
+    """Return the segments there, in their order; raises OSError."""
+    named = ((SegmentName.of(path), path) for path in folder.iterdir())
+    return dict(sorted((name, path) for name, path in named if name is not None))
 
 
 class HistoryFiles:
@@ -60,28 +91,37 @@ class HistoryFiles:
         self._folder = folder
         self._budget_bytes = budget_bytes
         self._about = about
-        self._prefix = f"{about.device.id}-"
-        self._run = f"{self._prefix}{time.time_ns():020}-"
+        self._start_ns = time.time_ns()
         self._number = 0
         self._segment: _Segment | None = None
         self._standing = Standing()
+        self._present = Standing()
         self._retry_at = 0.0
         self._missing = 0
+        self._unwritten = 0
         self._waiting: deque[Line] = deque()
         self._overrun = 0
+        self._given_up = 0
         self._after_overrun: Standing | None = None
         self._closed = False
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run_thread, name="history", daemon=True)
         self._thread.start()
 
-    def add(self, line: Line, present: Callable[[], Standing]) -> None:
-        """Have a line written; does not wait for the disk. `present`: what holds, for when too many lines wait."""
+    @property
+    def missing_lines(self) -> int:
+        """How many lines were not written since the start."""
+        return self._given_up + self._unwritten
+
+    def add(self, line: Line) -> None:
+        """Have a line written; does not wait for the disk."""
         with self._news:
             if len(self._waiting) >= WAITING_MAX:
                 self._overrun += len(self._waiting)
+                self._given_up += len(self._waiting)
                 self._waiting.clear()
-                self._after_overrun = present()
+                self._after_overrun = self._present.copy()
+            self._present.take(line)
             self._waiting.append(line)
             self._news.notify()
 
@@ -117,7 +157,7 @@ class HistoryFiles:
     def _write(self, lines: list[Line]) -> None:
         was_missing = self._missing
         if self._segment is None and time.monotonic() < self._retry_at:
-            self._missing += len(lines)
+            self._not_written(len(lines))
         else:
             try:
                 self._append(b"".join(framed(event_of(line).SerializeToString()) for line in lines))
@@ -139,15 +179,24 @@ class HistoryFiles:
         self._segment.append(data)
 
     def _begun_segment(self) -> "_Segment":
-        self._remove_oldest()
+        segments = self._segments()
+        if self._number == 0:
+            # The clock may have been set back since the last start.
+            self._start_ns = max([self._start_ns, *(name.start_ns + 1 for name in segments)])
+        self._remove_oldest(segments.values())
         self._number += 1
+        name = SegmentName(self._about.device.id, self._start_ns, self._number)
         standing = (event_of(line).SerializeToString() for line in self._standing.lines)
         head = (self._about.SerializeToString(), *standing)
-        return _Segment(self._folder / f"{self._run}{self._number:06}{SUFFIX}", b"".join(map(framed, head)))
+        return _Segment(self._folder / str(name), b"".join(map(framed, head)))
 
-    def _remove_oldest(self) -> None:
-        """Make room for another segment within the budget."""
-        sizes_bytes = {path: path.stat().st_size for path in sorted(self._folder.glob(f"{self._prefix}*{SUFFIX}"))}
+    def _segments(self) -> dict[SegmentName, Path]:
+        found = segments_in(self._folder)
+        return {name: path for name, path in found.items() if name.device == self._about.device.id}
+
+    def _remove_oldest(self, segments: Iterable[Path]) -> None:
+        """Make room for another segment within the budget; the oldest are first."""
+        sizes_bytes = {path: path.stat().st_size for path in segments}
         room_bytes = self._budget_bytes - self._budget_bytes // SEGMENTS
         while sizes_bytes and sum(sizes_bytes.values()) > room_bytes:
             oldest = next(iter(sizes_bytes))
@@ -157,11 +206,15 @@ class HistoryFiles:
     def _failed(self, error: OSError, lines: int) -> None:
         if not self._missing:
             log.error("history: nothing is written to %s until that works again: %s", self._folder, error.strerror)
-        self._missing += lines
+        self._not_written(lines)
         self._retry_at = time.monotonic() + RETRY_S
         if self._segment is not None:
             self._segment.give_up()
             self._segment = None
+
+    def _not_written(self, lines: int) -> None:
+        self._missing += lines
+        self._unwritten += lines
 
 
 class _Segment:
@@ -175,8 +228,10 @@ class _Segment:
         try:
             self.append(head)
         except OSError:
-            path.unlink(missing_ok=True)
-            os.close(self._fd)
+            try:
+                path.unlink(missing_ok=True)
+            finally:
+                self.close()
             raise
 
     def is_full(self, most_bytes: int) -> bool:
@@ -197,4 +252,8 @@ class _Segment:
         self.close()
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Close it; what a disk says only then (NFS) is about lines that can't be written again."""
+        try:
+            os.close(self._fd)
+        except OSError as error:
+            log.warning("history: the end of %s may be missing: %s", self._path, error.strerror)

@@ -14,6 +14,7 @@ from html import escape
 from importlib.resources import files
 
 from vrambroker.client.timeline.history import History, Step, Track
+from vrambroker.client.timeline.picture import HUES
 
 SCRIPTS = ("series.js", "words.js", "drawing.js", "viewer.js")
 TRACKS_MAX = 48
@@ -79,6 +80,7 @@ def document(history: History) -> dict[str, object]:
         "begin_ms": history.begin_ns / 1e6,
         "length_us": max(1, micros(history.end_ns)),
         "complete": history.complete,
+        "hues": HUES,
         "tracks": [_track(track, words, history.begin_ns) for track in few_tracks(history.tracks)],
         "totals": {
             "at": _differences(micros(total.at_ns) for total in history.totals),

@@ -136,7 +136,7 @@ def _heading(history: History) -> Iterator[str]:
         f"peak {bytes_text(history.peak_lent_bytes)} lent of {bytes_text(history.capacity_bytes)}",
     ]
     if not history.complete:
-        facts.append("earlier events are no longer remembered")
+        facts.append("some of what happened is not in it")
     yield svg.text(f"Who had the memory of {history.device}", LEFT, 36, class_="title")
     yield svg.text(" · ".join(facts), LEFT, 58, class_="faint")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.process.browser import Browser, chromium
+from tests.process.daemon.scrape import ask, value_of
 from tests.process.test_cli import command
 from vrambroker.client.timeline import history_of
 from vrambroker.client.timeline.saved import read_saved
@@ -98,6 +99,13 @@ def test_the_page_can_be_zoomed_pointed_at_and_read_by_keys(chromium_command: st
             browser.mouse("mousePressed", middle, top + 200, button="left", clickCount=count)
             browser.mouse("mouseReleased", middle, top + 200, button="left", clickCount=count)
         browser.wait("location.hash === ''")
+        browser.mouse("mousePressed", left + 300, top + 200, button="left", clickCount=1)
+        browser.mouse("mouseMoved", left + 500, top + 200, button="left")
+        assert browser.evaluate("document.getElementById('cursor').style.width") == "200px"
+        # As a browser does that takes a drag for a scroll.
+        browser.evaluate("document.getElementById('canvas').dispatchEvent(new PointerEvent('pointercancel')) || 0")
+        browser.mouse("mouseMoved", left + 520, top + 210)
+        assert browser.evaluate("document.getElementById('cursor').style.width") == "0px"
         browser.evaluate("document.getElementById('canvas').focus()")
         kinds: list[str] = []
         for _ in range(40):
@@ -133,7 +141,9 @@ def _marked(control: "Control", words: str, count: int) -> None:
 def test_a_full_disk_costs_lines_and_nothing_else(
     small_disk: Path, start_broker: "StartBroker", tmp_path: Path
 ) -> None:
-    broker = start_broker(options=("--history-dir", str(small_disk), "--history-budget", "1MiB"))
+    metrics = tmp_path / "metrics.sock"
+    options = ("--history-dir", str(small_disk), "--history-budget", "1MiB", "--metrics", f"unix:{metrics}")
+    broker = start_broker(options=options)
     with ExitStack() as stack:
         control = broker.control(stack)
         _marked(control, "before", 3)
@@ -143,6 +153,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(
         _until(lambda: _mark_and_look(control, "full", broker, "nothing is written"))
         _marked(control, "still full", 50)
         assert control.status().device.capacity_bytes == 64 * MIB
+        _until(lambda: value_of(ask(metrics)[2], "vrambroker_history_missing_lines_total") > 50)
         ballast.unlink()
         _until(lambda: _mark_and_look(control, "empty", broker, "is written to again"))
         control.mark("last")
@@ -159,6 +170,11 @@ def test_a_full_disk_costs_lines_and_nothing_else(
     done = command(broker, "timeline", str(out), "--from", str(small_disk))
     assert (done.returncode, done.stderr) == (0, "")
     assert '"last"' in out.read_text()
+    done = command(broker, "timeline", str(out), "--from", str(small_disk), "--last", "0s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"last"' in out.read_text() and '"before 0"' not in out.read_text()
+    done = command(broker, "timeline", str(out), "--last", "long")
+    assert (done.returncode, done.stderr.partition(":")[0]) == (1, "InvalidArgument")
 
 
 def _fill(ballast: Path) -> None:

@@ -49,6 +49,7 @@ def test_every_metric_is_in_the_table_and_the_table_has_no_other() -> None:
         host_budget_bytes=0,
         spill_budget_bytes=0,
         outside_bytes=lambda: 0,
+        history_missing_lines=lambda: 7,
         now=lambda: Instant(0),
     )
     page = Page(given, Tally(capacity_bytes=1), MeteredCore(Broker(limits)))

@@ -1,6 +1,8 @@
 """Words to numbers, and clear refusals."""
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +154,25 @@ def test_a_spill_directory_that_can_not_be_written_to_is_refused(
     monkeypatch.setattr(os, "access", _refuse)
     with pytest.raises(InvalidArgument, match="is not writable"):
         Config.of(run_dir=tmp_path, host_budget="64MiB", spill_dir=tmp_path, spill_budget="64MiB")
+
+
+def test_a_folder_of_histories_that_can_not_be_listed_is_refused(tmp_path: Path) -> None:
+    ask = """
+import os
+import subprocess
+import sys
+from pathlib import Path
+from vrambroker.broker.config import HistoryRules
+os.chmod(".", 0o300)
+if os.geteuid() == 0:
+    os.chown(".", 65534, 65534)
+    os.setuid(65534)
+HistoryRules.of(memory="1MiB", folder=Path("."), budget="1MiB")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "history_dir . can't be listed" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,6 @@ def test_what_still_holds_outlives_the_ring() -> None:
         # Besides the leases, the stage that had begun.
         assert [line.told.kind for line in told if line.standing][2:] == [Kind.MARKED]
         assert [line.told.why for line in told if not line.standing] == list("efgh")
-        assert [line.lease for line in (one.told for one in history.present().lines) if line.lease] == [2, 1]
         assert await _told(history, after=history.last_sequence) == []
 
     _run(test())

@@ -1,6 +1,8 @@
 """The event stream on a disk: what was told can be read again, within the budget, and whatever the disk does."""
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vrambroker.broker.adapters import history_files
-from vrambroker.broker.adapters.history import History
-from vrambroker.broker.adapters.history_files import HistoryFiles
+from vrambroker.broker.adapters.history import History, Line, Standing
+from vrambroker.broker.adapters.history_files import HistoryFiles, SegmentName, segments_in
 from vrambroker.broker.core.effects import Kind, LeaseState, Publish
 from vrambroker.broker.core.errors import InvalidArgument
 from vrambroker.broker.core.ids import Instant, LeaseId
@@ -143,6 +145,8 @@ def test_a_folder_that_goes_away_costs_lines_and_is_used_again(
         history.published(mark("again"))
         _until_logged(caplog, "written to again")
         history.published(mark("last"))
+        _settled(folder, history.last_sequence)
+        assert files.missing_lines == history.last_sequence - len(_numbers(tmp_path) | _numbers(folder))
     texts = [record.getMessage() for record in caplog.records]
     assert sum("nothing is written" in text for text in texts) == 1
     for path in tmp_path.glob("*.events"):
@@ -154,6 +158,12 @@ def test_a_folder_that_goes_away_costs_lines_and_is_used_again(
     # Lease 1 went in the gap.
     tracks = {track.tag: track.steps[-1].device_bytes for track in history_of(status, events).tracks}
     assert tracks == {"tag1": 0, "tag2": MIB}
+
+
+def _numbers(folder: Path) -> set[int]:
+    """Return the numbers of the events in each of a folder's files."""
+    events = (event for path in folder.glob("*.events") for event in read_saved(path)[1])
+    return {event.sequence for event in events if event.sequence and not event.standing}
 
 
 def _taken(history: History, files: HistoryFiles) -> None:
@@ -181,6 +191,7 @@ def test_a_disk_that_does_not_answer_bounds_what_waits(tmp_path: Path, monkeypat
         for number in range(35):
             history.published(mark(f"{number}"))
         assert len(files._waiting) <= 10  # pyright: ignore[reportPrivateUsage]
+        assert files.missing_lines == 30
     files.close()
     status, events = read_saved(tmp_path)
     assert labels(events)[-1] == "34"
@@ -213,3 +224,110 @@ def test_a_segment_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) ->
     path.write_bytes(b"\xff" * 100 + b"no history")
     with pytest.raises(InvalidArgument, match="is no history"):
         read_saved(path)
+
+
+def test_zeros_that_a_crash_left_are_no_lines(tmp_path: Path) -> None:
+    with written(tmp_path) as history:
+        history.published(mark("a"))
+    before = history_of(*read_saved(tmp_path))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes() + bytes(5000))
+    assert history_of(*read_saved(tmp_path)) == before
+
+
+def _many(folder: Path, number: int = 0) -> History:
+    """Write some segments, the first of this number and one."""
+    with filed(folder) as (history, files):
+        files._number = number  # pyright: ignore[reportPrivateUsage]
+        for _ in range(6):
+            for _ in range(550):
+                history.published(mark("x" * 200))
+            _settled(folder, history.last_sequence)
+    return history
+
+
+@pytest.mark.parametrize(("at", "says"), [(0, "left out"), (6, "left out"), (30_000, "read up to there")])
+def test_what_is_damaged_costs_no_more_than_the_rest_of_its_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, at: int, says: str
+) -> None:
+    last = _many(tmp_path).last_sequence
+    assert [event.sequence for event in read_saved(tmp_path)[1]] == list(range(1, last + 1))
+    assert not caplog.records
+    segments = [path.read_bytes() for path in segments_in(tmp_path).values()]
+    assert len(segments) > 4
+    damaged = list(segments_in(tmp_path).values())[2]
+    damaged.write_bytes(segments[2][:at] + b"\xff" * 500 + segments[2][at + 500 :])
+    status, events = read_saved(tmp_path)
+    assert len(events) > last // 2
+    assert (events[0].sequence, events[-1].sequence) == (1, last)
+    assert not history_of(status, events).complete
+    assert [record.getMessage() for record in caplog.records] == [f"{damaged} is damaged, and {says}"]
+
+
+def test_segments_are_in_their_order_however_many_there_were(tmp_path: Path) -> None:
+    for number in range(999_990, 999_998):
+        (tmp_path / str(SegmentName("host:0", 1, number))).write_bytes(b"x" * (MIB // 8))
+    last = _many(tmp_path, 999_997).last_sequence
+    _, events = read_saved(tmp_path)
+    assert [event.sequence for event in events] == list(range(1, last + 1))
+    assert {len(path.stem) for path in tmp_path.iterdir() if "-9" not in path.name} == {len("host:0--") + 27}
+
+
+def test_a_clock_that_is_set_back_makes_no_newer_life_an_older_one(tmp_path: Path) -> None:
+    with written(tmp_path) as history:
+        history.published(mark("first"))
+    ((name, path),) = segments_in(tmp_path).items()
+    path.rename(tmp_path / str(SegmentName(name.device, name.start_ns + 3600 * 10**9, 1)))
+    with written(tmp_path) as history:
+        history.published(mark("second"))
+    assert labels(read_saved(tmp_path)[1]) == ["second"]
+
+
+def test_a_disk_that_fails_in_everything_keeps_no_fd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(history_files, "RETRY_S", 0.0)
+    with filed(tmp_path) as (history, files):
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "write", fails)
+            broken.setattr(Path, "unlink", fails)
+            for _ in range(5):
+                _taken(history, files)
+            assert len(os.listdir("/proc/self/fd")) == before
+        history.published(mark("again"))
+        _settled(tmp_path, history.last_sequence)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_file_that_can_not_even_be_closed_costs_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_files, "RETRY_S", 0.0)
+    with filed(tmp_path) as (history, files):
+        history.published(mark("before"))
+        _settled(tmp_path, 1)
+        assert files._segment is not None  # pyright: ignore[reportPrivateUsage]
+        os.close(files._segment._fd)  # pyright: ignore[reportPrivateUsage]
+        _taken(history, files)
+        history.published(mark("after"))
+        _settled(tmp_path, history.last_sequence)
+    assert labels(read_saved(tmp_path)[1])[-1] == "after"
+
+
+def test_what_waits_for_a_disk_is_not_gone_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Line] = []
+    take = Standing.take
+
+    def counted(standing: Standing, line: Line) -> None:
+        taken.append(line)
+        take(standing, line)
+
+    monkeypatch.setattr(history_files, "WAITING_MAX", 10)
+    monkeypatch.setattr(Standing, "take", counted)
+    with filed(tmp_path) as (history, files), files._news:  # pyright: ignore[reportPrivateUsage]
+        # The thread is kept from its work as by a disk that hangs.
+        for number in range(500):
+            history.published(mark(f"{number}"))
+        assert len(taken) <= 500

@@ -197,6 +197,7 @@ def page(tally: Tally) -> Page:
         host_budget_bytes=0,
         spill_budget_bytes=0,
         outside_bytes=lambda: 0,
+        history_missing_lines=lambda: 7,
         now=lambda: Instant(0),
     )
     return Page(given, tally, MeteredCore(Broker(LIMITS)))
@@ -210,6 +211,11 @@ def samples(told: Page, name: str) -> dict[tuple[str, ...], float]:
         for one in family.samples
         if one.name == name
     }
+
+
+def test_lines_that_a_history_lacks_are_counted() -> None:
+    told = page(Tally(capacity_bytes=64 * MIB))
+    assert samples(told, "vrambroker_history_missing_lines_total") == {(): 7}
 
 
 def test_there_are_no_more_series_than_there_may_be_and_no_byte_is_lost() -> None:

@@ -57,6 +57,7 @@ class Given:
     host_budget_bytes: int
     spill_budget_bytes: int
     outside_bytes: Callable[[], int]
+    history_missing_lines: Callable[[], int]
     now: Callable[[], Instant]
 
 
@@ -156,6 +157,12 @@ class Page(Collector):
     def _counts(self) -> Iterable[Metric]:
         for kind, (name, meaning) in _COUNTERS.items():
             yield self._counter(name, meaning, (), {(): self._tally.counts[kind]})
+        yield self._counter(
+            "vrambroker_history_missing_lines",
+            "Lines of the event stream that were not written to the history's disk.",
+            (),
+            {(): self._given.history_missing_lines()},
+        )
         refusals: Values = {(error,): self._core.refusals[error] for error in (*_ERRORS, *self._core.refusals)}
         yield self._counter("vrambroker_refusals", "Calls that were refused, by error.", ("error",), refusals)
 

@@ -4,14 +4,6 @@
 const LEFT = 84;
 const RIGHT_MARGIN = 14;
 const TEXT = '12px system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
-// One hue a session, one shade a tag, as in the pictures; neighbours differ in lightness too.
-const HUES = [
-  ["#1d4e89", "#3f7cbf", "#8fb8e0", "#c3daf0"],
-  ["#b8500a", "#f0a04b", "#f7cf9b", "#8a3b06"],
-  ["#1f6f54", "#4fae8b", "#a3d9c3", "#0f4a37"],
-  ["#5b3a8e", "#8d6cc4", "#c5b3e6", "#3c2266"],
-  ["#8a1c4a", "#cf5b8a", "#eeb0c9", "#5c0f30"],
-];
 const THEME = [
   "paper", "ink", "faint", "grid", "limit", "band", "band-2", "band-3", "band-4", "outside", "wait", "refused", "waiting", "phase",
   "paused", "resumed", "recalled", "other", "hatch", "veil",
@@ -33,13 +25,13 @@ function themeOf(element) {
 }
 
 /** Return a colour for each track: a hue for each session, a shade for each of its tags. */
-function coloursOf(tracks) {
+function coloursOf(tracks, hues) {
   const sessions = new Map();
   return tracks.map((track) => {
-    const known = sessions.get(track.session) ?? { hue: sessions.size % HUES.length, tags: 0 };
+    const known = sessions.get(track.session) ?? { hue: sessions.size % hues.length, tags: 0 };
     sessions.set(track.session, known);
     known.tags += 1;
-    return HUES[known.hue][(known.tags - 1) % HUES[known.hue].length];
+    return hues[known.hue][(known.tags - 1) % hues[known.hue].length];
   });
 }
 
@@ -105,7 +97,7 @@ class Drawing {
     this.context = context;
     this.history = history;
     this.ratio = ratio;
-    this.colours = coloursOf(history.tracks);
+    this.colours = coloursOf(history.tracks, history.hues);
   }
 
   /** Draw what is between two instants, and the whole run below; `shown` says what is pointed at. */

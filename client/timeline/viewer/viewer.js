@@ -99,7 +99,7 @@ class Viewer {
     canvas.addEventListener("pointerdown", (event) => this.press(event));
     canvas.addEventListener("pointermove", (event) => this.hover(event));
     canvas.addEventListener("pointerup", (event) => this.release(event));
-    canvas.addEventListener("pointercancel", () => this.leave());
+    canvas.addEventListener("pointercancel", () => this.cancel());
     canvas.addEventListener("pointerleave", () => this.leave());
     canvas.addEventListener("dblclick", () => this.show(0, this.history.length_us));
     canvas.addEventListener("keydown", (event) => this.key(event));
@@ -149,6 +149,13 @@ class Viewer {
       this.show(...ends);
     }
     this.point();
+  }
+
+  /** Give up a drag that became something else, such as a scroll by touch. */
+  cancel() {
+    this.moving = null;
+    this.shown.drag = null;
+    this.leave();
   }
 
   leave() {
@@ -347,7 +354,7 @@ function begin() {
     `from ${clockText(told, 0)} UTC`,
     `peak ${bytesText(told.peak_lent_bytes)} lent of ${bytesText(told.capacity_bytes)}`,
   ];
-  if (!told.complete) facts.push("what was before is no longer remembered");
+  if (!told.complete) facts.push("some of what happened is not in it");
   document.getElementById("facts").textContent = facts.join(" · ");
   const viewer = new Viewer(told);
   fillLegend(viewer, document.getElementById("legend"));

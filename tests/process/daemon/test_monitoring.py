@@ -79,7 +79,7 @@ def test_a_panel_says_what_it_shows_in_which_unit_and_none_hides_another() -> No
 def test_rules_and_configuration_are_sound() -> None:
     done = promtool("check", "config", "prometheus.yml")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "8 rules found" in done.stdout
+    assert "9 rules found" in done.stdout
 
 
 @needs_promtool
