@@ -23,7 +23,10 @@ ONE_VERSION = "install the daemon's package and the workers' from one tree"
 def run_directories() -> Iterator[Finding]:
     """Look at where a daemon's sockets would be."""
     for directory in run_dirs():
-        yield _run_dir(directory)
+        try:
+            yield _run_dir(directory)
+        except OSError as error:
+            yield unseen("run-dir", f"uid {os.geteuid()} can't look at {directory}: {error.strerror}")
 
 
 def daemons(device: str | None) -> tuple[list[Finding], list[Status]]:
@@ -35,7 +38,10 @@ def daemons(device: str | None) -> tuple[list[Finding], list[Status]]:
     findings: list[Finding] = []
     statuses: list[Status] = []
     for endpoint in found:
-        findings.append(_socket(endpoint))
+        try:
+            findings.append(_socket(endpoint))
+        except OSError as error:
+            findings.append(unseen("socket-rights", f"{endpoint.handle_socket} is gone again: {error.strerror}"))
         answer = _ask(endpoint)
         if isinstance(answer, Finding):
             findings.append(answer)
@@ -100,10 +106,17 @@ def _socket(endpoint: Endpoint) -> Finding:
     owner = f"uid {about.st_uid}, group {about.st_gid}, mode {about.st_mode & 0o777:o}"
     if not all(os.access(one, os.W_OK) for one in (path, endpoint.rpc_socket)):
         text = f"uid {os.geteuid()} may not connect to {path} ({owner})"
-        return fail("socket-rights", text, f"usermod -aG {about.st_gid} USER    # and log in anew")
+        return fail("socket-rights", text, _group_mend(endpoint, about.st_gid))
     if about.st_mode & stat.S_IWOTH:
         return warn("socket-rights", f"everybody may connect to {path} ({owner})", f"chmod 660 {path}")
     return ok("socket-rights", f"{path} may be connected to ({owner})")
+
+
+def _group_mend(endpoint: Endpoint, group: int) -> str:
+    """Return how a user comes to the sockets; never by root's own group. They belong to the run directory's."""
+    if group:
+        return f"usermod -aG {group} USER    # and log in anew"
+    return f"chgrp GROUP {endpoint.directory.parent}    # of those who share the device; then start the daemon again"
 
 
 def _version(status: Status) -> Finding:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,8 +154,25 @@ def test_somebody_elses_run_directory_and_sockets(start_broker: "StartBroker") -
     found = by_check(done)
     assert levels(found, "run-dir") == ["warn"]
     assert levels(found, "socket-rights") == ["fail"]
-    assert "usermod -aG" in found["socket-rights"][0]["mend"]
+    mend = found["socket-rights"][0]["mend"]
+    assert mend.startswith(f"chgrp GROUP {broker.run_dir} "), "nobody is to join root's group"
     assert levels(found, "daemon") == ["unseen"], "nothing is wrong with the daemon"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_the_sockets_of_a_group_and_a_folder_that_can_not_be_looked_into(start_broker: "StartBroker") -> None:
+    group = 4321
+    broker = start_broker(under="run")
+    broker.run_dir.parent.chmod(0o755)
+    for path in (broker.endpoint.handle_socket, broker.endpoint.rpc_socket):
+        os.chown(path, -1, group)
+    words = [sys.executable, "-c", AS_NOBODY, broker.device]
+    run = partial(subprocess.run, words, env=broker.environment, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert by_check(run())["socket-rights"][0]["mend"].startswith(f"usermod -aG {group} ")
+    broker.run_dir.parent.chmod(0o700)
+    found = by_check(run())
+    assert levels(found, "run-dir") == ["unseen"]
+    assert levels(found, "daemon") == ["unseen"]
 
 
 def test_a_stale_socket(run_dir: Path) -> None:
