@@ -1,6 +1,7 @@
 // What a lease is lent to spare: how much it asks for, and when that goes back.
 
 #include <array>
+#include <vector>
 
 #include "background.h"
 #include "check.h"
@@ -8,6 +9,29 @@
 
 using namespace peer;
 using namespace vrb;
+
+namespace {
+
+// Lends the lease a frame for each of so many allocations, as slots 4, 5 and so on.
+std::vector<void *> fill(Peer &peer, vrb_lease *lease, std::size_t count) {
+  std::vector<void *> pointers(count);
+  Background filling([&] {
+    for (void *&pointer : pointers) pointer = allocate(lease, FRAME);
+  });
+  for (uint64_t slot = 4; slot < 4 + count; ++slot) peer.serve_lease(3, {{slot}});
+  filling.join();
+  return pointers;
+}
+
+// Refuses the LEASE that comes next, once what the pointer names has gone back.
+void refuse_after_a_return(Peer &peer, vrb_client *client, void *pointer) {
+  const auto refused = peer.expect<record::Lease>();
+  release(client, pointer);
+  CHECK_EQ(peer.expect<record::Return>().slots.size(), std::size_t{1});
+  peer.error(refused.request, "OutOfDeviceMemory", "full");
+}
+
+}  // namespace
 
 TEST(spare, a_lease_asks_for_more_to_spare_than_it_needs_or_has) {
   Peer peer;
@@ -96,23 +120,13 @@ TEST(spare, a_full_device_is_told_as_that_however_much_goes_back_meanwhile) {
   Peer peer;
   vrb_client *client = attach(peer);
   vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
-  std::array<void *, 4> pointers{};
-  Background filling([&] {
-    for (void *&pointer : pointers) pointer = allocate(lease, FRAME);
-  });
-  for (uint64_t slot = 4; slot < 8; ++slot) peer.serve_lease(3, {{slot}});
-  filling.join();
+  const auto pointers = fill(peer, lease, 4);
   Background asking([&] {
     const Outcome outcome = try_allocate(other, FRAME);
     CHECK(outcome.status == VRB_REFUSED);
     CHECK_EQ(std::string(outcome.error.name), "OutOfDeviceMemory");
   });
-  for (void *pointer : pointers) {
-    const auto refused = peer.expect<record::Lease>();
-    release(client, pointer);
-    CHECK_EQ(peer.expect<record::Return>().slots.size(), std::size_t{1});
-    peer.error(refused.request, "OutOfDeviceMemory", "full");
-  }
+  for (void *pointer : pointers) refuse_after_a_return(peer, client, pointer);
   asking.join();
 }
 
@@ -120,19 +134,9 @@ TEST(spare, the_last_growth_of_many_tries_is_used) {
   Peer peer;
   vrb_client *client = attach(peer);
   vrb_lease *lease = open_lease(client, "weights"), *other = open_lease(client, "cache");
-  std::array<void *, 3> pointers{};
-  Background filling([&] {
-    for (void *&pointer : pointers) pointer = allocate(lease, FRAME);
-  });
-  for (uint64_t slot = 4; slot < 7; ++slot) peer.serve_lease(3, {{slot}});
-  filling.join();
+  const auto pointers = fill(peer, lease, 3);
   Background asking([&] { allocate(other, FRAME); });
-  for (void *pointer : pointers) {
-    const auto refused = peer.expect<record::Lease>();
-    release(client, pointer);
-    peer.expect<record::Return>();
-    peer.error(refused.request, "OutOfDeviceMemory", "full");
-  }
+  for (void *pointer : pointers) refuse_after_a_return(peer, client, pointer);
   peer.serve_lease(7, {{8}});
   asking.join();
 }
