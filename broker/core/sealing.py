@@ -18,6 +18,7 @@ from vrambroker.broker.core.pausing import clear, require_tags
 def seal(book: Book, event: Seal) -> None:
     """Keep what is parked of these tags from now on, and lend them no more. Sealing what is sealed is no error."""
     leases = _own_leases(book, event)
+    _require_kept(book, leases)
     for lease in leases:
         _require_sealable(book, lease)
     if reading.writers_of(book, leases):
@@ -54,12 +55,17 @@ def _own_leases(book: Book, event: Seal | Unseal) -> list[Lease]:
     return book.leases_of(session, event.tags)
 
 
+def _require_kept(book: Book, leases: list[Lease]) -> None:
+    """Raise for what can never be sealed; before anything is said of what can't be now."""
+    for lease in leases:
+        if lease.contents is not Contents.KEEP:
+            raise InvalidArgument(
+                message=f"{book.label_of(lease)} has contents that are {lease.worth} at a pause: only kept ones are sealed",
+                argument="tags",
+            )
+
+
 def _require_sealable(book: Book, lease: Lease) -> None:
-    if lease.contents is not Contents.KEEP:
-        raise InvalidArgument(
-            message=f"{book.label_of(lease)} has contents that are {lease.worth} at a pause: only kept ones are sealed",
-            argument="tags",
-        )
     if lease.discarded:
         raise wrong_state(book, lease, "paused and its contents discarded: resume it before sealing it")
     if lease.growing:

@@ -164,6 +164,16 @@ def test_only_kept_contents_are_sealed_and_all_of_the_tags_or_none(contents: ev.
     assert not desk.view(lease).sealed
 
 
+def test_what_can_never_be_sealed_is_said_first() -> None:
+    desk = Desk()
+    one = desk.attach(ONE)
+    desk.lease(one, "weights", 1)
+    desk.pause(one, "weights", discard=True)
+    assert isinstance(desk.seal(one, "weights"), WrongState)
+    desk.lease(one, "cache", 1, contents=ev.Contents.DROP)
+    assert isinstance(desk.seal(one, "weights", "cache"), InvalidArgument)
+
+
 def test_nobody_else_seals_or_unseals() -> None:
     desk = Desk()
     one = desk.attach(ONE)
